@@ -1,0 +1,1 @@
+"""Transactions to graph to features. Imports no other room of the house."""

@@ -1,0 +1,192 @@
+"""The registry of feature functions and the views they form.
+
+A feature is a plain function: its name is the column, its docstring the description, its decorator the rest::
+
+    @feature(view=ACTIVITY, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
+    def sent_count_all(rows: AccountRows) -> Column:
+        "Payments sent."
+
+A windowed feature is written once and registered per window; the window ends its name (`sent_count_7d`)::
+
+    @windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
+    def sent_count(rows: AccountRows, window: Window) -> Column:
+        "Payments sent in the last {window}."
+
+The order of definition is the order of columns. `catalog()` imports every feature module once and returns the views.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+from graph_features.clock import DAY_MS, HOUR_MS
+from graph_features.errors import UnknownFeatureError
+from graph_features.schema import Cadence, DType, FeatureSchema, Renewal, ViewSchema
+
+FEATURE_MODULES = ("activity", "behaviour", "exposure", "neighbours", "pairs", "topology", "proximity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A look-back of `length_ms` milliseconds before as_of, as_of excluded; None is all time."""
+
+    name: str
+    length_ms: int | None
+
+
+WINDOWS = (
+    Window(name="1h", length_ms=HOUR_MS),
+    Window(name="1d", length_ms=DAY_MS),
+    Window(name="7d", length_ms=7 * DAY_MS),
+    Window(name="30d", length_ms=30 * DAY_MS),
+    Window(name="all", length_ms=None),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """A registered feature: its schema and the function that computes it for many rows at once."""
+
+    schema: FeatureSchema
+    compute: Callable[[Any], Any]
+    source: str
+
+
+@dataclass(kw_only=True)
+class View:
+    """A feature view under construction; feature modules make one each and register functions on it."""
+
+    name: str
+    entity: str
+    cadence: Cadence
+    description: str
+    renewed_by: tuple[Renewal, ...] = ()
+    max_age_s: int | None = None
+    features: list[Feature] = field(default_factory=list)
+
+    def add(self, schema: FeatureSchema, compute: Callable[[Any], Any], source: str) -> None:
+        if any(existing.schema.name == schema.name for existing in self.features):
+            raise ValueError(f"view {self.name} already has a feature {schema.name}")
+        self.features.append(Feature(schema=schema, compute=compute, source=source))
+
+    def schema(self) -> ViewSchema:
+        """Freeze the view into its schema."""
+        digest = hashlib.sha256()
+        for part in (self.name, self.entity, self.cadence, *self.renewed_by, str(self.max_age_s)):
+            digest.update(part.encode() + b"\0")
+        for registered in self.features:
+            schema = registered.schema
+            for part in (schema.name, schema.dtype, schema.unit, repr(schema.empty), registered.source):
+                digest.update(part.encode() + b"\0")
+        return ViewSchema(
+            name=self.name,
+            entity=self.entity,
+            cadence=self.cadence,
+            description=self.description,
+            features=tuple(registered.schema for registered in self.features),
+            renewed_by=self.renewed_by,
+            max_age_s=self.max_age_s,
+            code_hash=digest.hexdigest()[:16],
+        )
+
+
+def feature(
+    *, view: View, dtype: DType, unit: str, range: str, empty: float | None = None
+) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
+    """Register a function as a feature of `view` under its own name."""
+
+    def register(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        schema = FeatureSchema(
+            name=function.__name__,
+            dtype=dtype,
+            description=inspect.cleandoc(function.__doc__ or ""),
+            unit=unit,
+            range=range,
+            empty=empty,
+        )
+        view.add(schema, function, _code(function))
+        return function
+
+    return register
+
+
+def windowed_feature(
+    *, view: View, windows: Sequence[Window], dtype: DType, unit: str, range: str, empty: float | None = None
+) -> Callable[[Callable[[Any, Window], Any]], Callable[[Any, Window], Any]]:
+    """Register a function of rows and window once per window, the window's name appended to its own."""
+
+    def register(function: Callable[[Any, Window], Any]) -> Callable[[Any, Window], Any]:
+        for window in windows:
+            schema = FeatureSchema(
+                name=f"{function.__name__}_{window.name}",
+                dtype=dtype,
+                description=inspect.cleandoc(function.__doc__ or "").replace("{window}", window.name),
+                unit=unit,
+                range=range,
+                empty=empty,
+            )
+            view.add(schema, partial(function, window=window), f"{_code(function)}{window.length_ms}")
+        return function
+
+    return register
+
+
+def _code(function: Callable[..., Any]) -> str:
+    """The function's source without comments, docstring and layout, so that only a change of meaning changes it."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    definition = tree.body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    if ast.get_docstring(definition) is not None:
+        definition.body = definition.body[1:] or [ast.Pass()]
+    return ast.unparse(definition)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalog:
+    """Every feature view, by name, in a fixed order."""
+
+    views: dict[str, View]
+    schemas: dict[str, ViewSchema]
+
+    def view(self, name: str) -> View:
+        self.schema(name)
+        return self.views[name]
+
+    def schema(self, name: str) -> ViewSchema:
+        """Return the schema of view `name`; raise UnknownFeatureError."""
+        if name not in self.schemas:
+            raise UnknownFeatureError(f"no feature view {name!r}; there are {', '.join(self.schemas)}")
+        return self.schemas[name]
+
+    def event_views(self) -> tuple[ViewSchema, ...]:
+        return tuple(schema for schema in self.schemas.values() if schema.cadence is Cadence.EVENT)
+
+    def slice_views(self) -> tuple[ViewSchema, ...]:
+        return tuple(schema for schema in self.schemas.values() if schema.cadence is Cadence.SLICE)
+
+    def feature_hash(self, names: Sequence[str] | None = None) -> str:
+        """A hash over definitions and code of the named views (all by default): what a model was trained on."""
+        digest = hashlib.sha256()
+        for name in sorted(names if names is not None else self.schemas):
+            digest.update(f"{name}={self.schema(name).code_hash};".encode())
+        return digest.hexdigest()[:16]
+
+
+@cache
+def catalog() -> Catalog:
+    """Import the feature modules and return what they registered, in the order of FEATURE_MODULES."""
+    views: dict[str, View] = {}
+    for module_name in FEATURE_MODULES:
+        module = importlib.import_module(f"graph_features.{module_name}")
+        for value in vars(module).values():
+            if isinstance(value, View):
+                views[value.name] = value
+    return Catalog(views=views, schemas={name: view.schema() for name, view in views.items()})

@@ -1,0 +1,189 @@
+"""Payments as time-sorted columns with CSR indexes: what every feature function reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from graph_features.contracts import (
+    FRAUD_PARTIES,
+    STATUSES,
+    STORED_LABEL_SCHEMA,
+    STORED_STATUS_SCHEMA,
+    STORED_TRANSACTION_SCHEMA,
+)
+
+Int8 = npt.NDArray[np.int8]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Csr:
+    """Edges grouped by one end: those of account `a` are `order[offsets[a]:offsets[a + 1]]`, oldest first."""
+
+    offsets: Int64
+    order: Int64
+
+    @classmethod
+    def of(cls, account: Int32, n_accounts: int) -> Csr:
+        offsets = np.zeros(n_accounts + 1, np.int64)
+        np.cumsum(np.bincount(account, minlength=n_accounts), out=offsets[1:])
+        return cls(offsets=offsets, order=np.argsort(account, kind="stable").astype(np.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Statuses or labels in the order in which they became known (time, then ingest sequence).
+
+    `edge` indexes the edge table; `value` is a status code (position in STATUSES), or for labels 0 for genuine and the
+    party mask for fraud (1 sender, 2 receiver, 3 both).
+    """
+
+    edge: Int64
+    ts_ms: Int64
+    value: Int8
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeTable:
+    """n payments between m accounts, sorted by (ts_ms, transaction id), with their statuses and labels.
+
+    Account codes follow the sorted ids, so that the order of nodes never depends on the order of arrival. Coded columns
+    (channel, countries, device, card, ip) hold -1 for null. `amount` is in minor units of the base currency.
+    """
+
+    account_ids: npt.NDArray[np.object_]
+    ts_ms: Int64
+    sender: Int32
+    receiver: Int32
+    amount: Int64
+    channel: Int32
+    channels: tuple[str, ...]
+    sender_country: Int32
+    receiver_country: Int32
+    countries: tuple[str, ...]
+    device: Int32
+    card: Int32
+    ip: Int32
+    statuses: Changes
+    labels: Changes
+    max_seq: int
+    """Everything up to this ingest sequence was considered."""
+
+    @property
+    def n_edges(self) -> int:
+        return len(self.ts_ms)
+
+    @property
+    def n_accounts(self) -> int:
+        return len(self.account_ids)
+
+    @cached_property
+    def by_sender(self) -> Csr:
+        return Csr.of(self.sender, self.n_accounts)
+
+    @cached_property
+    def by_receiver(self) -> Csr:
+        return Csr.of(self.receiver, self.n_accounts)
+
+    @cached_property
+    def _code_by_id(self) -> dict[str, int]:
+        return {account_id: code for code, account_id in enumerate(self.account_ids)}
+
+    def codes(self, account_ids: list[str]) -> Int32:
+        """Return the codes of accounts, -1 where an account has no payment here."""
+        lookup = self._code_by_id
+        return np.array([lookup.get(account_id, -1) for account_id in account_ids], np.int32)
+
+    @classmethod
+    def from_arrow(
+        cls,
+        transactions: pa.Table,
+        statuses: pa.Table | None = None,
+        labels: pa.Table | None = None,
+        *,
+        max_seq: int | None = None,
+    ) -> EdgeTable:
+        """Build from stored tables (see contracts); statuses and labels of absent transactions are left out."""
+        transactions = transactions.select(STORED_TRANSACTION_SCHEMA.names).sort_by(
+            [("event_timestamp", "ascending"), ("transaction_id", "ascending")]
+        )
+        transactions = transactions.combine_chunks()
+        sender_ids, receiver_ids = transactions["sender_id"], transactions["receiver_id"]
+        accounts = pc.unique(pa.chunked_array([*sender_ids.chunks, *receiver_ids.chunks], pa.string()))
+        accounts = accounts.take(pc.sort_indices(accounts))
+        countries = _vocabulary(transactions["sender_country"], transactions["receiver_country"])
+        channels = _vocabulary(transactions["channel"])
+        tables = [transactions, *(table for table in (statuses, labels) if table is not None)]
+        return cls(
+            account_ids=accounts.to_numpy(zero_copy_only=False),
+            ts_ms=_ms(transactions["event_timestamp"]),
+            sender=_codes(sender_ids, accounts),
+            receiver=_codes(receiver_ids, accounts),
+            amount=transactions["amount_base"].to_numpy(),
+            channel=_codes(transactions["channel"], channels),
+            channels=tuple(channels.to_pylist()),
+            sender_country=_codes(transactions["sender_country"], countries),
+            receiver_country=_codes(transactions["receiver_country"], countries),
+            countries=tuple(countries.to_pylist()),
+            device=_codes(transactions["device_id"], _vocabulary(transactions["device_id"])),
+            card=_codes(transactions["card_id"], _vocabulary(transactions["card_id"])),
+            ip=_codes(transactions["ip"], _vocabulary(transactions["ip"])),
+            statuses=_changes(transactions["transaction_id"], statuses, "status_timestamp", _status_codes),
+            labels=_changes(transactions["transaction_id"], labels, "label_timestamp", _label_codes),
+            max_seq=max_seq if max_seq is not None else max((_max_seq(table) for table in tables), default=0),
+        )
+
+    @classmethod
+    def empty(cls) -> EdgeTable:
+        return cls.from_arrow(
+            STORED_TRANSACTION_SCHEMA.empty_table(),
+            STORED_STATUS_SCHEMA.empty_table(),
+            STORED_LABEL_SCHEMA.empty_table(),
+        )
+
+
+def _ms(column: pa.ChunkedArray) -> Int64:
+    return column.cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+
+
+def _max_seq(table: pa.Table) -> int:
+    return int(pc.max(table["seq"]).as_py() or 0)
+
+
+def _vocabulary(*columns: pa.ChunkedArray) -> pa.Array:
+    chunks = [chunk for column in columns for chunk in column.chunks]
+    values = pc.unique(pa.chunked_array(chunks, pa.string())).drop_null()
+    return values.take(pc.sort_indices(values))
+
+
+def _codes(column: pa.ChunkedArray, vocabulary: pa.Array) -> Int32:
+    return pc.fill_null(pc.index_in(column, value_set=vocabulary), -1).to_numpy()  # type: ignore[no-any-return]
+
+
+def _status_codes(table: pa.Table) -> Int8:
+    codes = pc.index_in(table["status"], value_set=pa.array(STATUSES))
+    return codes.to_numpy().astype(np.int8)  # type: ignore[no-any-return]
+
+
+def _label_codes(table: pa.Table) -> Int8:
+    party = pc.index_in(table["fraud_party"], value_set=pa.array(FRAUD_PARTIES)).to_numpy().astype(np.int8) + 1
+    return np.where(table["is_fraud"].to_numpy(), party, 0).astype(np.int8)
+
+
+def _changes(transaction_ids: pa.ChunkedArray, table: pa.Table | None, time: str, codes: object) -> Changes:
+    if table is None or table.num_rows == 0 or len(transaction_ids) == 0:
+        return Changes(edge=np.empty(0, np.int64), ts_ms=np.empty(0, np.int64), value=np.empty(0, np.int8))
+    table = table.sort_by([(time, "ascending"), ("seq", "ascending")])
+    edge = pc.index_in(table["transaction_id"], value_set=transaction_ids.combine_chunks())
+    known = edge.is_valid()
+    table, edge = table.filter(known), edge.filter(known)
+    value = codes(table)  # type: ignore[operator]
+    return Changes(edge=edge.to_numpy().astype(np.int64), ts_ms=_ms(table[time]), value=value)

@@ -1,0 +1,147 @@
+"""Settings, one frozen class per service, read from the environment at an entry point and passed down.
+
+With RINGFENCE_PROFILE=services and nothing else set, addresses and passwords come from the file that
+`ringfence services up` wrote (RINGFENCE_HOME/services/env): entry points call `export_services_environment` first.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from graph_features.errors import SettingsError
+
+
+class Profile(StrEnum):
+    """embedded: Python packages only. services: PostgreSQL, Redis and Neo4j."""
+
+    EMBEDDED = "embedded"
+    SERVICES = "services"
+
+
+class PlatformSettings(BaseSettings):
+    """What every entry point needs to know first."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_", frozen=True, extra="ignore")
+
+    profile: Profile = Profile.EMBEDDED
+    home: Path = Field(default=Path(".ringfence"), description="State folder: embedded stores, caches, local servers.")
+    project: str = Field(default="ringfence", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="Feast project and key prefix.")
+    workers: int = Field(default_factory=lambda: max(1, os.cpu_count() or 1), ge=1, le=256)
+
+
+class PostgresSettings(BaseSettings):
+    """The system of record and Feast's offline store and registry."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_POSTGRES_", frozen=True, extra="ignore")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=5432, ge=1, le=65535)
+    user: str = "ringfence"
+    password: SecretStr = SecretStr("")
+    database: str = "ringfence"
+    sslmode: str = "prefer"
+    connect_timeout_s: int = Field(default=10, ge=1)
+
+    def conninfo(self) -> dict[str, str | int]:
+        """Keyword arguments for psycopg.connect."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password.get_secret_value(),
+            "dbname": self.database,
+            "sslmode": self.sslmode,
+            "connect_timeout": self.connect_timeout_s,
+        }
+
+
+class RedisSettings(BaseSettings):
+    """The online store."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_REDIS_", frozen=True, extra="ignore")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=6379, ge=1, le=65535)
+    password: SecretStr = SecretStr("")
+    db: int = Field(default=0, ge=0)
+    tls: bool = False
+    timeout_s: float = Field(default=5.0, gt=0)
+
+
+class Neo4jSettings(BaseSettings):
+    """The graph."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_NEO4J_", frozen=True, extra="ignore")
+
+    uri: str = "bolt://127.0.0.1:7687"
+    user: str = "neo4j"
+    password: SecretStr = SecretStr("")
+    database: str = "neo4j"
+    timeout_s: float = Field(default=30.0, gt=0)
+
+
+class IngestSettings(BaseSettings):
+    """Money and privacy at the door. RINGFENCE_RATES is JSON: {"USD": "0.92"} units of base currency per unit."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_", frozen=True, extra="ignore")
+
+    base_currency: str = Field(default="EUR", pattern=r"^[A-Z]{3}$")
+    rates: dict[str, str] = Field(default_factory=dict)
+    hash_key: SecretStr = Field(
+        default=SecretStr(""), description="Key for hashing device, card and ip; empty stores them as they come."
+    )
+
+
+class FeatureSettings(BaseSettings):
+    """Constants that features depend on; part of the feature hash."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_FEATURE_", frozen=True, extra="ignore")
+
+    thresholds: tuple[int, ...] = Field(
+        default=(100, 500, 1_000, 5_000, 10_000), description="Reporting limits, in whole units of the base currency."
+    )
+    high_risk_countries: tuple[str, ...] = ("AF", "IR", "KP", "MM", "SY", "YE")
+    base_exponent: int = Field(default=2, ge=0, le=4, description="Decimals of the base currency.")
+    slice_max_age_s: int = Field(default=3 * 86_400, ge=1, description="Age after which a slice row counts as absent.")
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+
+
+def services_env_file(home: Path) -> Path:
+    """Where `ringfence services up` writes addresses and passwords, readable by its owner alone."""
+    return home / "services" / "env"
+
+
+def load(settings_class: type[SettingsT]) -> SettingsT:
+    """Build settings from the environment; raise SettingsError naming the variable, what was expected and what came."""
+    try:
+        return settings_class()
+    except ValidationError as error:
+        prefix = str(settings_class.model_config.get("env_prefix", ""))
+        first = error.errors()[0]
+        name = prefix + "_".join(str(part) for part in first["loc"]).upper()
+        # The value is left out on purpose: it may be a secret.
+        raise SettingsError(f"{name}: {first['msg']}; see docs/configuration.md") from None
+
+
+def export_services_environment() -> None:
+    """In the services profile, put what `ringfence services up` wrote into the environment; what is set there wins.
+
+    Called first thing by entry points, so that Feast and MLflow, which read the environment themselves, see it too.
+    """
+    platform = load(PlatformSettings)
+    env_file = services_env_file(platform.home)
+    if platform.profile is not Profile.SERVICES or not env_file.is_file():
+        return
+    for line in env_file.read_text(encoding="utf-8").splitlines():
+        name, separator, value = line.removeprefix("export ").partition("=")
+        if separator and not name.startswith("#"):
+            os.environ.setdefault(name, shlex.split(value)[0] if value else "")

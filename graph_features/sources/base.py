@@ -1,0 +1,128 @@
+"""What the rest of the house may ask of a source. Two profiles implement each protocol; nothing else knows which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteResult:
+    """What became of a written batch, row by row, in its order.
+
+    `inserted` is true for rows that were new. `rejected` maps a row's position to the reason why it was refused (a
+    conflict with accepted content, an unknown transaction); rows in neither were known already with the same content.
+    `max_seq` is the last sequence number given out so far.
+    """
+
+    inserted: npt.NDArray[np.bool_]
+    rejected: dict[int, str]
+    max_seq: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """Stored transactions, statuses and labels (see contracts.STORED_*), all of them up to `max_seq`."""
+
+    transactions: pa.Table
+    statuses: pa.Table
+    labels: pa.Table
+    max_seq: int
+
+
+class RecordStore(Protocol):
+    """The system of record: transactions, statuses and labels, each append-only and numbered by the ingest sequence.
+
+    Writers hold one lock from taking sequence numbers to the commit, so sequence order is commit order and a reader
+    who has seen N never finds something at or below N later. `before_commit` runs inside that lock with the accounts
+    that the new rows touch: ingest marks them pending online there.
+    """
+
+    def ping(self) -> None:
+        """Raise StoreUnavailableError unless the store answers."""
+
+    def create_schema(self) -> None:
+        """Create tables and indexes that are missing."""
+
+    def write_transactions(
+        self, table: pa.Table, before_commit: Callable[[list[str]], None] | None = None
+    ) -> WriteResult:
+        """Write TRANSACTION_SCHEMA rows, all or none: new ids inserted, known ones compared."""
+
+    def write_statuses(
+        self, table: pa.Table, before_commit: Callable[[list[str]], None] | None = None
+    ) -> WriteResult:
+        """Write STATUS_SCHEMA rows; a status of an unknown transaction is rejected."""
+
+    def write_labels(
+        self, table: pa.Table, before_commit: Callable[[list[str]], None] | None = None
+    ) -> WriteResult:
+        """Write LABEL_SCHEMA rows; a label of an unknown transaction is rejected."""
+
+    def barrier(self) -> None:
+        """Wait until every write that is under way has committed or failed."""
+
+    def max_seq(self) -> int:
+        """The newest committed sequence number, 0 when empty."""
+
+    def event_range_ms(self) -> tuple[int, int] | None:
+        """First and last event_timestamp in epoch milliseconds; None when empty."""
+
+    def read_all(self, *, before_ms: int | None = None, max_seq: int | None = None) -> Records:
+        """Everything that happened before `before_ms` (events, statuses and labels each by their own time)."""
+
+    def read_transactions(
+        self, *, after_seq: int, up_to_seq: int, batch_rows: int = 50_000
+    ) -> Iterator[pa.RecordBatch]:
+        """Stored transactions with after_seq < seq <= up_to_seq in seq order: what the graph sync reads."""
+
+    def read_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> Records:
+        """All transactions that these accounts sent or received before `before_ms`, with statuses and labels known by then."""
+
+    def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
+        """Those of `account_ids` that sent or received anything before `before_ms`."""
+
+    def checksum(self, *, bucket: int | None = None) -> dict[int, tuple[int, int]]:
+        """Count and checksum of transactions per bucket: see graph_features.sources.checksum."""
+
+    def close(self) -> None: ...
+
+
+class GraphStore(Protocol):
+    """The graph that the transactions make, filled from a RecordStore by ingest sequence."""
+
+    def ping(self) -> None:
+        """Raise StoreUnavailableError unless the store answers."""
+
+    def create_schema(self) -> None:
+        """Create constraints and indexes that are missing."""
+
+    def watermark(self) -> int:
+        """The ingest sequence up to which the graph is complete."""
+
+    def write_edges(self, batch: pa.RecordBatch, *, watermark: int) -> None:
+        """Write stored transactions and move the watermark, atomically; rows that exist already are left as they are."""
+
+    def read_edges(self, *, before_ms: int, after_seq: int = 0) -> pa.Table:
+        """Columns transaction_id, seq, event_timestamp, sender_id, receiver_id, amount_base of payments before `before_ms`."""
+
+    def neighbours(self, account_ids: Sequence[str], *, before_ms: int, limit: int) -> dict[str, list[str]]:
+        """Per account its most recent distinct counterparties before `before_ms`, newest first, at most `limit`."""
+
+    def checksum(self, *, bucket: int | None = None) -> dict[int, tuple[int, int]]:
+        """Count and checksum of payments per bucket, comparable with RecordStore.checksum."""
+
+    def close(self) -> None: ...
+
+
+class Lockable(Protocol):
+    """A store that can keep a second writer out for a while (graph sync, schedule leadership)."""
+
+    def lock(self, name: str, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
+        """Hold the named lock; yields whether it was had."""

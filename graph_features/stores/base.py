@@ -1,0 +1,68 @@
+"""What the rest of the house may ask of a feature store's two sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+from graph_features.schema import ViewSchema
+
+EntityKey = tuple[str, ...]
+"""Join key values in the order of ViewSchema.keys: (account_id,) or (sender_id, receiver_id)."""
+
+
+class OnlineStore(Protocol):
+    """Newest rows, one packed value (see codec) per entity and view, and the marks of accounts with unseen events.
+
+    A write wins over what is stored when its (event_timestamp, created_timestamp) is later or equal; the comparison
+    and the write are one atomic step.
+    """
+
+    def ping(self) -> None:
+        """Raise StoreUnavailableError unless the store answers."""
+
+    def write(self, view: ViewSchema, table: pa.Table) -> int:
+        """Write rows (view.arrow_schema); return how many were stored, the rest being older than what is there."""
+
+    def read(self, requests: Sequence[tuple[ViewSchema, Sequence[EntityKey]]]) -> list[list[bytes | None]]:
+        """Packed values per request and key, None where there is no row; one round trip for all."""
+
+    def mark_pending(self, account_ids: Sequence[str]) -> None:
+        """Mark accounts whose accepted events are not in their rows yet. Called inside the ingest lock."""
+
+    def pending(self, account_ids: Sequence[str]) -> dict[str, str]:
+        """Those of the accounts that are pending, with the token of their latest mark."""
+
+    def all_pending(self) -> dict[str, str]:
+        """Every pending account with its token."""
+
+    def clear_pending(self, tokens: Mapping[str, str]) -> None:
+        """Remove marks whose token is still the given one; a newer mark stays."""
+
+    def delete_view(self, view: ViewSchema) -> None:
+        """Remove every row of one view."""
+
+    def teardown(self) -> None:
+        """Remove every key of this project and nothing else."""
+
+    def close(self) -> None: ...
+
+
+class OfflineStore(Protocol):
+    """Every version of every row. Reading it is Feast's business."""
+
+    def ping(self) -> None:
+        """Raise StoreUnavailableError unless the store answers."""
+
+    def create_view(self, view: ViewSchema) -> None:
+        """Create the view's table and indexes if missing."""
+
+    def write(self, view: ViewSchema, table: pa.Table, *, part: str) -> int:
+        """Write rows all or none. A version that exists (keys, event and created timestamp) is replaced, not doubled.
+
+        `part` names the piece of work, so that writing it again replaces what an earlier try left.
+        """
+
+    def close(self) -> None: ...
