@@ -133,10 +133,14 @@ def windowed_feature(
                 range=range,
                 empty=empty,
             )
-            view.add(schema, partial(function, window=window), f"{_code(function)}{window.length_ms}")
+            view.add(schema, partial(_in_window, function, window), f"{_code(function)}{window.length_ms}")
         return function
 
     return register
+
+
+def _in_window(function: Callable[[Any, Window], Any], window: Window, rows: Any) -> Any:
+    return function(rows, window)
 
 
 def _code(function: Callable[..., Any]) -> str:

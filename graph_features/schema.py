@@ -66,6 +66,9 @@ class Renewal(StrEnum):
 ENTITY_KEYS: dict[str, tuple[str, ...]] = {"account": ("account_id",), "pair": ("sender_id", "receiver_id")}
 """The two entities and their join keys, in order."""
 
+EntityKey = tuple[str, ...]
+"""Join key values in that order: (account_id,) or (sender_id, receiver_id)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSchema:

@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from graph_features.schema import EntityKey
+
+MarkPending = Callable[[list[EntityKey]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class WriteResult:
@@ -40,8 +43,8 @@ class RecordStore(Protocol):
     """The system of record: transactions, statuses and labels, each append-only and numbered by the ingest sequence.
 
     Writers hold one lock from taking sequence numbers to the commit, so sequence order is commit order and a reader
-    who has seen N never finds something at or below N later. `before_commit` runs inside that lock with the accounts
-    that the new rows touch: ingest marks them pending online there.
+    who has seen N never finds something at or below N later. `before_commit` runs inside that lock with the entities
+    that the new rows touch, accounts and pairs alike: ingest marks them pending online there.
     """
 
     def ping(self) -> None:
@@ -51,17 +54,17 @@ class RecordStore(Protocol):
         """Create tables and indexes that are missing."""
 
     def write_transactions(
-        self, table: pa.Table, before_commit: Callable[[list[str]], None] | None = None
+        self, table: pa.Table, before_commit: MarkPending | None = None
     ) -> WriteResult:
         """Write TRANSACTION_SCHEMA rows, all or none: new ids inserted, known ones compared."""
 
     def write_statuses(
-        self, table: pa.Table, before_commit: Callable[[list[str]], None] | None = None
+        self, table: pa.Table, before_commit: MarkPending | None = None
     ) -> WriteResult:
         """Write STATUS_SCHEMA rows; a status of an unknown transaction is rejected."""
 
     def write_labels(
-        self, table: pa.Table, before_commit: Callable[[list[str]], None] | None = None
+        self, table: pa.Table, before_commit: MarkPending | None = None
     ) -> WriteResult:
         """Write LABEL_SCHEMA rows; a label of an unknown transaction is rejected."""
 

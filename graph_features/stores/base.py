@@ -7,14 +7,10 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from graph_features.schema import ViewSchema
-
-EntityKey = tuple[str, ...]
-"""Join key values in the order of ViewSchema.keys: (account_id,) or (sender_id, receiver_id)."""
-
+from graph_features.schema import EntityKey, ViewSchema
 
 class OnlineStore(Protocol):
-    """Newest rows, one packed value (see codec) per entity and view, and the marks of accounts with unseen events.
+    """Newest rows, one packed value (see codec) per entity and view, and the marks of entities with unseen events.
 
     A write wins over what is stored when its (event_timestamp, created_timestamp) is later or equal; the comparison
     and the write are one atomic step.
@@ -29,16 +25,16 @@ class OnlineStore(Protocol):
     def read(self, requests: Sequence[tuple[ViewSchema, Sequence[EntityKey]]]) -> list[list[bytes | None]]:
         """Packed values per request and key, None where there is no row; one round trip for all."""
 
-    def mark_pending(self, account_ids: Sequence[str]) -> None:
-        """Mark accounts whose accepted events are not in their rows yet. Called inside the ingest lock."""
+    def mark_pending(self, keys: Sequence[EntityKey]) -> None:
+        """Mark accounts and pairs whose accepted events are not in their rows yet. Called inside the ingest lock."""
 
-    def pending(self, account_ids: Sequence[str]) -> dict[str, str]:
-        """Those of the accounts that are pending, with the token of their latest mark."""
+    def pending(self, keys: Sequence[EntityKey]) -> dict[EntityKey, str]:
+        """Those of the keys that are pending, with the token of their latest mark."""
 
-    def all_pending(self) -> dict[str, str]:
-        """Every pending account with its token."""
+    def all_pending(self) -> dict[EntityKey, str]:
+        """Every pending key with its token."""
 
-    def clear_pending(self, tokens: Mapping[str, str]) -> None:
+    def clear_pending(self, tokens: Mapping[EntityKey, str]) -> None:
         """Remove marks whose token is still the given one; a newer mark stays."""
 
     def delete_view(self, view: ViewSchema) -> None:
