@@ -1,0 +1,74 @@
+# Two commands matter: `make demo` and `make test`. Everything they need is installed into .venv on the first call.
+
+PYTHON  ?= python3
+PROFILE ?= embedded
+VENV    := .venv
+BIN     := $(VENV)/bin
+TOOLS   := .venv/.tools
+
+export RINGFENCE_PROFILE := $(PROFILE)
+# Unsets what would make a run differ from one machine to the next.
+unexport PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test test-unit check format docs bench services-up services-down lock clean
+
+help:            ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
+
+$(TOOLS)/bin/uv: requirements/tools.lock
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14) and "Ringfence needs Python 3.11 to 3.13")'
+	test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --require-hashes --requirement requirements/tools.lock
+	touch $@
+
+$(VENV)/.installed: requirements/all.lock pyproject.toml $(TOOLS)/bin/uv
+	$(TOOLS)/bin/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/all.lock
+	$(TOOLS)/bin/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+install: $(VENV)/.installed  ## Install everything into .venv, pinned and by hash
+
+demo: install    ## From transactions to fraud scores, end to end (PROFILE=services for the real servers)
+	$(BIN)/ringfence demo
+
+serve: install   ## Serve the REST API on what the demo made
+	$(BIN)/ringfence serve
+
+test: install    ## All tests; starts PostgreSQL, Redis and Neo4j itself and stops them again
+	$(BIN)/pytest
+
+test-unit: install  ## The fast tests, no servers
+	$(BIN)/pytest tests/unit tests/architecture
+
+check: install   ## What CI runs before the tests: lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## Format the code
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+docs: install    ## Write the pages that are made from code
+	$(BIN)/python -m infra.docgen
+
+bench: install   ## Benchmarks against named peers; results in bench/out
+	$(BIN)/python -m bench
+
+services-up: install    ## Start PostgreSQL, Redis and Neo4j for development
+	$(BIN)/ringfence services up
+
+services-down: install  ## Stop them
+	$(BIN)/ringfence services down
+
+lock: $(TOOLS)/bin/uv   ## Resolve the lock files again
+	$(TOOLS)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		pyproject.toml --output-file requirements/serving.lock
+	$(TOOLS)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--excludes requirements/excludes.txt --extra train --extra services --group dev \
+		pyproject.toml --output-file requirements/all.lock
+
+clean:           ## Remove what the demo made (not the environment)
+	rm -rf .ringfence mlruns/mlflow.db mlruns/artifacts
