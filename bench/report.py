@@ -63,7 +63,5 @@ def publish(name: str, figures: Sequence[Figure]) -> None:
         goal = "" if figure.goal is None else f"{figure.goal:g}{' x' if figure.goal_on == 'ratio' else ''}"
         peer_value = "" if figure.peer_value is None else f"{figure.peer_value:,.4g}"
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-        table.add_row(
-            figure.name, f"{figure.value:,.4g}", figure.unit, figure.peer or "", peer_value, goal, met, ratio
-        )
+        table.add_row(figure.name, f"{figure.value:,.4g}", figure.unit, figure.peer or "", peer_value, goal, met, ratio)
     Console(width=150).print(table)

@@ -32,7 +32,9 @@ def fail(text: str, code: int = 1) -> NoReturn:
 
 def setup_logging(verbose: bool) -> None:
     """Log lines on standard error; libraries only from warnings up."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     for name in ("ringfence", "graph_features", "feature_repo", "training", "serving", "infra"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
 

@@ -28,7 +28,8 @@ def configuration_markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "Everything is set by environment variables; nothing is read from files but what `ringfence services up` wrote.",
+        "Everything is set by environment variables. In the services profile those that are missing are taken from the",
+        "file that `ringfence services up` wrote.",
         "This page is made from `graph_features/settings.py` by `make docs`.",
     ]
     for settings_class in settings_classes():
@@ -72,9 +73,7 @@ def _view_markdown(schema: ViewSchema) -> list[str]:
     for feature in schema.features:
         empty = "null" if feature.empty is None else f"{feature.empty:g}"
         meaning = " ".join(feature.description.split()).replace("|", "\\|")
-        lines.append(
-            f"| `{feature.name}` | {feature.dtype} | {feature.unit} | {feature.range} | {empty} | {meaning} |"
-        )
+        lines.append(f"| `{feature.name}` | {feature.dtype} | {feature.unit} | {feature.range} | {empty} | {meaning} |")
     return lines
 
 

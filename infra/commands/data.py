@@ -41,6 +41,7 @@ def ingest(
     """Load a file into the record store, then the graph. Running it twice changes nothing; exit code 3 says rejects."""
     from graph_features.ingest.ingest import IngestProgress, ingest_file
     from graph_features.ingest.mapping import load_mapping
+
     from graph_features.settings import IngestSettings, load
     from infra.wiring import Platform
 
@@ -86,6 +87,7 @@ def _sync(platform: Platform) -> str:
 def verify() -> None:
     """Compare the record store with the graph: counts, checksums, and the first difference by name."""
     from graph_features.ingest.verify import verify as run
+
     from infra.wiring import Platform
 
     with Platform() as platform:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import typer
 
-from infra.console import duration, fail, instant, progress, say, table
+from infra.console import fail, instant, say, table
+from infra.jobs import resume_job, run_job
 
 if TYPE_CHECKING:
     from graph_features.schema import ViewSchema
 
 Views = Annotated[list[str] | None, typer.Option("--views", help="Feature views; all by default.")]
-From = Annotated[datetime, typer.Option("--from", parser=instant, metavar="INSTANT", help="Start, included.")]
-To = Annotated[datetime, typer.Option("--to", parser=instant, metavar="INSTANT", help="End, excluded.")]
+Instant = Annotated[datetime | None, typer.Option(parser=instant, metavar="INSTANT")]
 
 
 def apply() -> None:
@@ -25,6 +26,56 @@ def apply() -> None:
     with Platform() as platform:
         feature_repo.apply(platform.settings)
     say("applied")
+
+
+def backfill(
+    from_: Annotated[Instant, typer.Option("--from", help="Start, included; by default the whole history.")] = None,
+    to: Annotated[Instant, typer.Option("--to", help="End, excluded.")] = None,
+    every: Annotated[str, typer.Option(help="Distance of slices: 6h, 1d, ...")] = "1d",
+    views: Views = None,
+    partitions: Annotated[int, typer.Option(min=1, help="Pieces that event views are split into.")] = 1,
+    resume: Annotated[UUID | None, typer.Option(help="Go on with a job that failed or was stopped.")] = None,
+) -> None:
+    """Fill a period with feature rows, offline and, where newer, online. What is done already is not done twice."""
+    if resume is not None:
+        say(resume_job(resume))
+        return
+    parameters: dict[str, Any] = {"every": every, "partitions": partitions}
+    if views:
+        parameters["views"] = views
+    if from_ is not None:
+        parameters["from"] = from_.isoformat()
+    if to is not None:
+        parameters["to"] = to.isoformat()
+    say(run_job("backfill", parameters))
+
+
+def materialize(
+    as_of: Annotated[Instant, typer.Option("--as-of", help="Also compute the slice views at this instant.")] = None,
+) -> None:
+    """Bring the online rows of everything that ingest touched up to date."""
+    say(run_job("materialize", {} if as_of is None else {"as_of": as_of.isoformat()}))
+
+
+def jobs(
+    job: Annotated[UUID | None, typer.Argument(help="One job in full; all, newest first, without it.")] = None,
+    limit: Annotated[int, typer.Option(min=1)] = 20,
+) -> None:
+    """Show jobs: what ran, runs, failed and why."""
+    from graph_features.jobs.ledger import open_ledger
+    from graph_features.settings import PlatformSettings, load
+
+    ledger = open_ledger(load(PlatformSettings))
+    try:
+        found = ledger.list(limit=limit) if job is None else [ledger.get(job)]
+    finally:
+        ledger.close()
+    columns = ["job", "kind", "state", "progress", "created", "finished", "error"]
+    rows = [
+        [j.id, j.kind, j.state, f"{j.progress_done}/{j.progress_total or '?'}", j.created_at, j.finished_at, j.error]
+        for j in found
+    ]
+    table("jobs", columns, rows)
 
 
 def features(
@@ -64,3 +115,8 @@ def _show_online(schemas: list[ViewSchema], ids: list[str]) -> list[str]:
             title = f"{account_id} · {schema.name} · as of {as_of if not isinstance(as_of, int) else from_ms(as_of)}"
             table(title, ["feature", "value", "unit"], [[f.name, row[f.name], f.unit] for f in schema.features])
     return sorted(missing)
+
+
+def register(app: typer.Typer) -> None:
+    for command in (apply, backfill, materialize, jobs, features):
+        app.command()(command)

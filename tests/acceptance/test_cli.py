@@ -10,9 +10,10 @@ from time import perf_counter
 
 import pytest
 
-COMMANDS = (
-    "services simulate ingest verify apply materialize backfill train evaluate promote serve schedule predict features"
-).split()
+COMMANDS = [
+    *("services", "simulate", "ingest", "verify", "apply", "materialize", "backfill"),
+    *("train", "evaluate", "promote", "serve", "schedule", "predict", "features"),
+]
 
 
 def ringfence(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,1 @@
+"""The outermost room: the command line, local servers and deployment files."""
