@@ -62,6 +62,14 @@ class JobError(RingfenceError):
     """A job failed: `ringfence backfill --status ID` shows its chunks and their errors."""
 
 
+class UnknownJobError(RingfenceError):
+    """No such job: GET /jobs lists them all."""
+
+
+class JobCancelledError(RingfenceError):
+    """The job was cancelled; what it has finished is kept, and resuming it does the rest."""
+
+
 class ModelError(RingfenceError):
     """No usable model: train and promote one (`ringfence train`, `ringfence promote`)."""
 

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from time import monotonic
 from typing import Any, NoReturn
 
@@ -104,12 +104,6 @@ def instant(text: str) -> datetime:
     return moment.astimezone(UTC)
 
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def duration(text: str) -> timedelta:
-    """Parse `90s`, `15m`, `6h`, `1d` or `2w`."""
-    match = re.fullmatch(r"(\d+)([smhdw])", text)
-    if match is None or int(match[1]) == 0:
-        raise typer.BadParameter(f"expected a duration such as 6h or 1d, got {text!r}")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+def instant_option(*names: str, help: str) -> Any:
+    """An option that takes an instant; see `instant`."""
+    return typer.Option(*names, parser=instant, metavar="INSTANT", help=help)

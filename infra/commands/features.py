@@ -8,14 +8,13 @@ from uuid import UUID
 
 import typer
 
-from infra.console import fail, instant, say, table
+from infra.console import fail, instant_option, say, table
 from infra.jobs import resume_job, run_job
 
 if TYPE_CHECKING:
     from graph_features.schema import ViewSchema
 
 Views = Annotated[list[str] | None, typer.Option("--views", help="Feature views; all by default.")]
-Instant = Annotated[datetime | None, typer.Option(parser=instant, metavar="INSTANT")]
 
 
 def apply() -> None:
@@ -29,8 +28,10 @@ def apply() -> None:
 
 
 def backfill(
-    from_: Annotated[Instant, typer.Option("--from", help="Start, included; by default the whole history.")] = None,
-    to: Annotated[Instant, typer.Option("--to", help="End, excluded.")] = None,
+    from_: Annotated[
+        datetime | None, instant_option("--from", help="Start, included; by default the whole history.")
+    ] = None,
+    to: Annotated[datetime | None, instant_option("--to", help="End, excluded.")] = None,
     every: Annotated[str, typer.Option(help="Distance of slices: 6h, 1d, ...")] = "1d",
     views: Views = None,
     partitions: Annotated[int, typer.Option(min=1, help="Pieces that event views are split into.")] = 1,
@@ -51,7 +52,9 @@ def backfill(
 
 
 def materialize(
-    as_of: Annotated[Instant, typer.Option("--as-of", help="Also compute the slice views at this instant.")] = None,
+    as_of: Annotated[
+        datetime | None, instant_option("--as-of", help="Also compute the slice views at this instant.")
+    ] = None,
 ) -> None:
     """Bring the online rows of everything that ingest touched up to date."""
     say(run_job("materialize", {} if as_of is None else {"as_of": as_of.isoformat()}))

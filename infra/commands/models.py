@@ -1,0 +1,151 @@
+"""train, evaluate, promote: from feature rows to a model in service."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infra.console import fail, instant_option, progress, say, table
+
+if TYPE_CHECKING:
+    from training.evaluate import Evaluation
+
+ProtocolOption = Annotated[str, typer.Option(help="all, or handbook: without senders whose fraud is known by then.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as one line of JSON.")]
+
+
+def train(
+    from_: Annotated[datetime, instant_option("--from", help="Start of the training period.")],
+    to: Annotated[datetime, instant_option("--to", help="Its end, excluded.")],
+    validation_from: Annotated[datetime | None, instant_option(help="By default the last fifth of the period.")] = None,
+    label_cut: Annotated[
+        datetime | None, instant_option(help="Labels known before; by default end plus maturity.")
+    ] = None,
+    test_from: Annotated[datetime | None, instant_option(help="By default the label cut.")] = None,
+    test_to: Annotated[datetime | None, instant_option(help="Without it nothing is tested.")] = None,
+    protocol: ProtocolOption = "all",
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    register_: Annotated[bool, typer.Option("--register/--no-register", help="Register the model in MLflow.")] = True,
+    reuse: Annotated[bool, typer.Option(help="Take the version that was trained on exactly this, if any.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Train a model on a period, test it on a later one, and register it in MLflow."""
+    from graph_features.settings import PlatformSettings, load
+    from training.evaluate import protocol_named
+    from training.train import train_model
+
+    with progress("train") as advance:
+        report = train_model(
+            load(PlatformSettings),
+            train_from=from_,
+            train_to=to,
+            validation_from=validation_from,
+            label_cut=label_cut,
+            test_from=test_from,
+            test_to=test_to,
+            protocol=protocol_named(protocol),
+            seed=seed,
+            register=register_,
+            reuse=reuse,
+            progress=advance,
+        )
+    if report.test is not None:
+        _show(f"test of version {report.version}", report.test, quiet=json_)
+    if json_:
+        test = None if report.test is None else report.test.figures()
+        say(json.dumps({"version": report.version, "run_id": report.run_id, "test": test}))
+    else:
+        rows = f"{report.train_rows:,} payments, {report.train_frauds:,} of them fraudulent"
+        say(f"version {report.version}: trained on {rows}, in {report.best_epoch} epochs on {report.device}")
+
+
+def evaluate(
+    from_: Annotated[datetime, instant_option("--from", help="Start of the period.")],
+    to: Annotated[datetime, instant_option("--to", help="Its end, excluded.")],
+    version: Annotated[str | None, typer.Option(help="A version; by default the one in service.")] = None,
+    label_cut: Annotated[datetime | None, instant_option(help="Labels known before; by default all.")] = None,
+    protocol: ProtocolOption = "all",
+    scores: Annotated[Path | None, typer.Option(help="Write each payment's score to this Parquet file.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Score a period with a model, through the same tuples as in serving, and measure it on the labels."""
+    from graph_features.settings import PlatformSettings, load
+    from training.assess import evaluate_model
+    from training.evaluate import protocol_named
+
+    with progress("evaluate") as advance:
+        found = evaluate_model(
+            load(PlatformSettings),
+            test_from=from_,
+            test_to=to,
+            version=version,
+            label_cut=label_cut,
+            protocol=protocol_named(protocol),
+            progress=advance,
+        )
+    if scores is not None:
+        found.write_scores(scores)
+    _show(f"{found.name} {found.version}", found.result, quiet=json_)
+    if json_:
+        say(json.dumps({"version": found.version, **found.result.figures()}))
+
+
+def accounts(
+    labels: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Parquet or CSV: account id and label.")],
+    as_of: Annotated[datetime, instant_option("--as-of", help="The instant that the features speak for.")],
+    id_column: Annotated[str, typer.Option(help="Column of the account id.")] = "account_id",
+    label_column: Annotated[str, typer.Option(help="Column that is true (or 1) for fraudulent accounts.")] = "is_fraud",
+    prefix: Annotated[str, typer.Option(help="What the mapping puts before the id.")] = "",
+    folds: Annotated[int, typer.Option(min=2)] = 5,
+    scores: Annotated[Path | None, typer.Option(help="Write each account's score to this Parquet file.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Score accounts, where labels belong to accounts: cross-validated over folds of accounts."""
+    from graph_features.settings import PlatformSettings, load
+    from training.accounts import read_account_labels, score_accounts
+
+    known = read_account_labels(labels, id_column=id_column, label_column=label_column, prefix=prefix)
+    with progress("accounts") as advance:
+        report = score_accounts(load(PlatformSettings), labels=known, as_of=as_of, folds=folds, progress=advance)
+    if scores is not None:
+        report.write_scores(scores)
+    if json_:
+        say(json.dumps(report.figures()))
+        return
+    rows: list[list[Any]] = [[name, f"{value:.4f}"] for name, value in report.figures().items()]
+    table(f"{len(known):,} accounts", ["figure", "value"], rows)
+
+
+def promote(
+    version: Annotated[str | None, typer.Option(help="The version; by default the newest.")] = None,
+    gates: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="YAML file of gates.")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the champion before this one.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote without comparing; the trail says so.")] = False,
+) -> None:
+    """Put a version into service if it holds every gate against the one in service. Exit code 1 when refused."""
+    from graph_features.settings import PlatformSettings, load
+    from training.promote import promote_model
+
+    with progress("promote") as advance:
+        decision = promote_model(
+            load(PlatformSettings), version=version, gates=gates, rollback=rollback, force=force, progress=advance
+        )
+    verdict = "is champion" if decision.promoted else "was refused"
+    text = f"version {decision.version} {verdict}: {'; '.join(decision.reasons)}"
+    if not decision.promoted:
+        fail(text)
+    say(text)
+
+
+def _show(title: str, result: Evaluation, *, quiet: bool) -> None:
+    if not quiet:
+        table(title, ["figure", "value"], [[name, f"{value:,.4f}"] for name, value in result.figures().items()])
+
+
+def register(app: typer.Typer) -> None:
+    for command in (train, evaluate, accounts, promote):
+        app.command()(command)

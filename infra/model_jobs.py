@@ -1,0 +1,67 @@
+"""Jobs that need the rooms above the features: training and promotion, to be scheduled or asked for."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from graph_features.errors import ModelError
+from graph_features.jobs.parameters import JobParameters, PositiveDuration
+from graph_features.jobs.runner import JobContext, JobKind
+
+if TYPE_CHECKING:
+    from infra.wiring import Platform
+
+
+class TrainParameters(JobParameters):
+    """Train on the newest period whose labels are known, tested on the time after it."""
+
+    last: PositiveDuration = Field(default=timedelta(days=28), description="Length of the training period.")
+    test: PositiveDuration = Field(default=timedelta(days=7), description="Length of the test period after it.")
+    promote: bool = Field(default=False, description="Promote the model when it holds every gate.")
+
+
+def model_kinds(platform: Platform) -> dict[str, JobKind]:
+    """Return the kind `train`, working on the active profile."""
+    return {
+        "train": JobKind(
+            run=lambda context: _train(context, platform),
+            parameters=TrainParameters,
+            description="Train on the newest matured period, register, and promote if asked and every gate holds.",
+        )
+    }
+
+
+def _train(context: JobContext, platform: Platform) -> None:
+    from graph_features.settings import TrainingSettings, load
+    from training.promote import promote_model
+    from training.train import train_model
+
+    parameters = context.parameters(TrainParameters)
+    settings = load(TrainingSettings)
+    maturity = timedelta(seconds=settings.label_maturity_s)
+    # Backwards from now: labels of the test period are known, and between training and test lies the time they take.
+    test_to = context.due_at - maturity
+    test_from = test_to - parameters.test
+    train_to = test_from - maturity
+
+    def advance(done: float, total: float | None, _text: str) -> None:
+        context.progress(int(done), None if total is None else int(total))
+        context.check()
+
+    report = train_model(
+        platform.settings,
+        train_from=train_to - parameters.last,
+        train_to=train_to,
+        label_cut=test_from,
+        test_from=test_from,
+        test_to=test_to,
+        settings=settings,
+        progress=advance,
+    )
+    if parameters.promote:
+        decision = promote_model(platform.settings, version=report.version, settings=settings, progress=advance)
+        if not decision.promoted:
+            raise ModelError(f"version {report.version} was trained and refused: {'; '.join(decision.reasons)}")
