@@ -20,11 +20,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from graph_features.clock import DAY_MS, HOUR_MS
@@ -62,7 +64,11 @@ class Feature:
 
 @dataclass(kw_only=True)
 class View:
-    """A feature view under construction; feature modules make one each and register functions on it."""
+    """A feature view under construction; feature modules make one each and register functions on it.
+
+    `modules` names the modules, beside the functions themselves, whose code decides the values: a change there is a
+    change of the view's `code_hash`.
+    """
 
     name: str
     entity: str
@@ -70,6 +76,7 @@ class View:
     description: str
     renewed_by: tuple[Renewal, ...] = ()
     max_age_s: int | None = None
+    modules: tuple[str, ...] = ()
     features: list[Feature] = field(default_factory=list)
 
     def add(self, schema: FeatureSchema, compute: Callable[[Any], Any], source: str) -> None:
@@ -82,6 +89,8 @@ class View:
         digest = hashlib.sha256()
         for part in (self.name, self.entity, self.cadence, *self.renewed_by, str(self.max_age_s)):
             digest.update(part.encode() + b"\0")
+        for module in self.modules:
+            digest.update(_module_code(module).encode() + b"\0")
         for registered in self.features:
             schema = registered.schema
             for part in (schema.name, schema.dtype, schema.unit, repr(schema.empty), registered.source):
@@ -148,9 +157,26 @@ def _code(function: Callable[..., Any]) -> str:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     definition = tree.body[0]
     assert isinstance(definition, ast.FunctionDef)
-    if ast.get_docstring(definition) is not None:
-        definition.body = definition.body[1:] or [ast.Pass()]
-    return ast.unparse(definition)
+    return ast.unparse(_without_docstrings(definition))
+
+
+@cache
+def _module_code(name: str) -> str:
+    """The same of a whole module, which is read and not imported: kernels take a second to import."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return ast.unparse(_without_docstrings(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))))
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        documented = (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None
+        )
+        if documented:
+            node.body = node.body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,8 @@ Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +47,13 @@ class Changes:
     """Statuses or labels in the order in which they became known (time, then ingest sequence).
 
     `edge` indexes the edge table; `value` is a status code (position in STATUSES), or for labels 0 for genuine and the
-    party mask for fraud (1 sender, 2 receiver, 3 both).
+    party mask for fraud (1 sender, 2 receiver, 3 both). `seq` is the ingest sequence of each.
     """
 
     edge: Int64
     ts_ms: Int64
     value: Int8
+    seq: Int64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +77,19 @@ class EdgeTable:
     device: Int32
     card: Int32
     ip: Int32
+    seq: Int64
     statuses: Changes
     labels: Changes
     max_seq: int
     """Everything up to this ingest sequence was considered."""
+    indexes: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `memo` keeps: indexes derived from the columns, built when first asked for."""
+
+    def memo(self, key: Hashable, build: Callable[[], T]) -> T:
+        """Return the index kept under `key`, building it the first time."""
+        if key not in self.indexes:
+            self.indexes[key] = build()
+        return self.indexes[key]  # type: ignore[no-any-return]
 
     @property
     def n_edges(self) -> int:
@@ -136,6 +150,7 @@ class EdgeTable:
             device=_codes(transactions["device_id"], _vocabulary(transactions["device_id"])),
             card=_codes(transactions["card_id"], _vocabulary(transactions["card_id"])),
             ip=_codes(transactions["ip"], _vocabulary(transactions["ip"])),
+            seq=transactions["seq"].to_numpy(),
             statuses=_changes(transactions["transaction_id"], statuses, "status_timestamp", _status_codes),
             labels=_changes(transactions["transaction_id"], labels, "label_timestamp", _label_codes),
             max_seq=max_seq if max_seq is not None else max((_max_seq(table) for table in tables), default=0),
@@ -180,10 +195,13 @@ def _label_codes(table: pa.Table) -> Int8:
 
 def _changes(transaction_ids: pa.ChunkedArray, table: pa.Table | None, time: str, codes: object) -> Changes:
     if table is None or table.num_rows == 0 or len(transaction_ids) == 0:
-        return Changes(edge=np.empty(0, np.int64), ts_ms=np.empty(0, np.int64), value=np.empty(0, np.int8))
+        none = np.empty(0, np.int64)
+        return Changes(edge=none, ts_ms=none, value=np.empty(0, np.int8), seq=none)
     table = table.sort_by([(time, "ascending"), ("seq", "ascending")])
     edge = pc.index_in(table["transaction_id"], value_set=transaction_ids.combine_chunks())
     known = edge.is_valid()
     table, edge = table.filter(known), edge.filter(known)
     value = codes(table)  # type: ignore[operator]
-    return Changes(edge=edge.to_numpy().astype(np.int64), ts_ms=_ms(table[time]), value=value)
+    return Changes(
+        edge=edge.to_numpy().astype(np.int64), ts_ms=_ms(table[time]), value=value, seq=table["seq"].to_numpy()
+    )

@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class ListColumn:
-    """A ragged column: row i holds values[offsets[i]:offsets[i + 1]]."""
+    """A ragged column: row i holds values[offsets[i]:offsets[i + 1]]. Strings come as an Arrow array."""
 
     offsets: Int64
-    values: npt.NDArray[Any]
+    values: npt.NDArray[Any] | pa.Array
 
 
 Column = npt.NDArray[Any] | np.ma.MaskedArray[Any, Any] | ListColumn
@@ -68,7 +68,9 @@ class PairRows(Rows):
 def to_arrow(column: Column, dtype: DType) -> pa.Array:
     """Return `column` as an Arrow array of the feature's type, nulls included."""
     if isinstance(column, ListColumn):
-        values = pa.array(column.values, dtype.arrow.value_type)
+        values = column.values
+        if not isinstance(values, pa.Array):
+            values = pa.array(values, dtype.arrow.value_type)
         return pa.ListArray.from_arrays(pa.array(column.offsets, pa.int32()), values)
     if isinstance(column, np.ma.MaskedArray):
         return pa.array(column.filled(0), pa.int64(), mask=np.ma.getmaskarray(column)).cast(dtype.arrow)

@@ -112,6 +112,71 @@ class FeatureSettings(BaseSettings):
     slice_max_age_s: int = Field(default=3 * 86_400, ge=1, description="Age after which a slice row counts as absent.")
 
 
+class PoolKind(StrEnum):
+    """process: supervised worker processes. inline: threads of the server itself, for tests and tiny machines."""
+
+    PROCESS = "process"
+    INLINE = "inline"
+
+
+class ServingSettings(BaseSettings):
+    """The REST server. Times are milliseconds where the name says so, seconds elsewhere."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_SERVING_", frozen=True, extra="ignore")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free port.")
+    pool: PoolKind = PoolKind.PROCESS
+    workers: int = Field(default=0, ge=0, le=256, description="Inference workers; 0 takes RINGFENCE_WORKERS.")
+    feature_workers: int = Field(default=1, ge=1, le=256, description="Workers that compute missing features.")
+    shard_rows: int = Field(default=200, ge=1, le=10_000, description="Transactions per inference task.")
+    max_batch: int = Field(default=1_000, ge=1, le=100_000, description="Most transactions or rows in one request.")
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1_024)
+    body_timeout_s: float = Field(default=30.0, gt=0, description="Time that a request's body has to arrive.")
+    max_in_flight: int = Field(default=64, ge=1, description="Requests at work at once; more are answered 503.")
+    deadline_ms: int = Field(default=2_000, ge=1, description="Longest wait for missing features of one request.")
+    score_timeout_ms: int = Field(default=5_000, ge=1, description="Longest time for one inference task.")
+    refresh_timeout_ms: int = Field(default=60_000, ge=1, description="Longest time for one feature task.")
+    drain_s: float = Field(default=10.0, ge=0, description="Time that running requests get at shutdown.")
+    model_name: str = "ringfence"
+    model_alias: str = "champion"
+    model_poll_s: float = Field(default=5.0, gt=0, description="How often the alias is looked up.")
+    future_skew_s: int = Field(default=300, ge=0, description="How far ahead of the clock a payment may lie.")
+    decision_sample: float = Field(default=1.0, ge=0, le=1, description="Share of scores that leave a decision record.")
+    decision_retention_days: int = Field(default=400, ge=0, description="Days that decision records are kept; 0 keeps all.")
+    log_level: str = Field(default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
+
+
+class TrainingSettings(BaseSettings):
+    """How models are trained and judged."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_TRAIN_", frozen=True, extra="ignore")
+
+    label_maturity_s: int = Field(
+        default=7 * 86_400, ge=0, description="Age after which a payment without a label counts as genuine."
+    )
+    neighbours: int = Field(default=10, ge=1, le=64, description="Most recent payments per account that the model sees.")
+    hidden: int = Field(default=64, ge=8, le=1_024)
+    heads: int = Field(default=2, ge=1, le=16, description="Attention heads; a divisor of hidden.")
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    epochs: int = Field(default=30, ge=1, le=1_000)
+    patience: int = Field(default=6, ge=1, description="Epochs without a better validation AP before training stops.")
+    batch_rows: int = Field(default=1_024, ge=2)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    positive_weight_limit: float = Field(default=5.0, ge=1, description="Largest weight of a fraud in the loss.")
+    negatives_per_positive: float = Field(default=0, ge=0, description="Genuine rows per fraud and epoch; 0 takes all.")
+    validation_share: float = Field(default=0.2, gt=0, lt=0.9, description="Last part of the training period.")
+    refit: bool = Field(default=True, description="Train once more on validation rows too, for as many epochs.")
+    seed: int = Field(default=0, ge=0)
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda)$")
+    chunk_rows: int = Field(default=20_000, ge=1, description="Payments per historical read.")
+    alerts_per_day: int = Field(default=100, ge=1, description="Alert budget that the threshold is set for.")
+    largest_alert_share: float = Field(default=0.02, gt=0, le=1, description="Most alerts as a share of payments.")
+    model_name: str = "ringfence"
+    experiment: str = "ringfence"
+
+
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 

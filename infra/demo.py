@@ -24,6 +24,8 @@ TRAIN_SHARE = 0.6
 LABEL_WAIT = timedelta(days=7)
 LIVE_ROWS = 1_000
 READY_S = 120.0
+RATES = '{"GBP": "1.17", "USD": "0.92"}'
+"""What the simulated foreign payments are worth in the base currency, unless RINGFENCE_RATES says otherwise."""
 
 
 class DemoError(RingfenceError):
@@ -65,6 +67,7 @@ class Steps:
 
 def run(*, accounts: int, days: int, seed: int) -> None:
     """Run every step and print a summary; repeat it as often as you like, it changes nothing that is there."""
+    os.environ.setdefault("RINGFENCE_RATES", RATES)
     platform = load(PlatformSettings)
     folder = platform.home / "demo"
     folder.mkdir(parents=True, exist_ok=True)

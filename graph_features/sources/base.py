@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -112,8 +112,11 @@ class GraphStore(Protocol):
     def write_edges(self, batch: pa.RecordBatch, *, watermark: int) -> None:
         """Write stored transactions and move the watermark, atomically; rows that exist already are left as they are."""
 
-    def read_edges(self, *, before_ms: int, after_seq: int = 0) -> pa.Table:
-        """Columns transaction_id, seq, event_timestamp, sender_id, receiver_id, amount_base of payments before `before_ms`."""
+    def read_edges(self, *, before_ms: int, after_seq: int = 0, up_to_seq: int | None = None) -> pa.Table:
+        """Columns transaction_id, seq, event_timestamp, sender_id, receiver_id, amount_base of payments before `before_ms`.
+
+        Of those with after_seq < seq <= up_to_seq (the watermark by default), ordered by event time, then transaction id.
+        """
 
     def neighbours(self, account_ids: Sequence[str], *, before_ms: int, limit: int) -> dict[str, list[str]]:
         """Per account its most recent distinct counterparties before `before_ms`, newest first, at most `limit`."""
@@ -124,6 +127,7 @@ class GraphStore(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
 class Lockable(Protocol):
     """A store that can keep a second writer out for a while (graph sync, schedule leadership)."""
 

@@ -1,1 +1,1 @@
-"""Where feature rows are kept: packed and newest online (Redis, SQLite), every version offline (PostgreSQL, Parquet)."""
+"""Where rows are kept: packed and newest online (Redis, SQLite), every version offline (PostgreSQL, Parquet)."""

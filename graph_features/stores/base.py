@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from graph_features.schema import EntityKey, ViewSchema
 
+
 class OnlineStore(Protocol):
     """Newest rows, one packed value (see codec) per entity and view, and the marks of entities with unseen events.
 
@@ -24,6 +25,11 @@ class OnlineStore(Protocol):
 
     def read(self, requests: Sequence[tuple[ViewSchema, Sequence[EntityKey]]]) -> list[list[bytes | None]]:
         """Packed values per request and key, None where there is no row; one round trip for all."""
+
+    def read_with_pending(
+        self, requests: Sequence[tuple[ViewSchema, Sequence[EntityKey]]], keys: Sequence[EntityKey]
+    ) -> tuple[list[list[bytes | None]], dict[EntityKey, str]]:
+        """`read` and `pending` together, the marks read first: a row just renewed may pass for pending, never else."""
 
     def mark_pending(self, keys: Sequence[EntityKey]) -> None:
         """Mark accounts and pairs whose accepted events are not in their rows yet. Called inside the ingest lock."""

@@ -12,7 +12,8 @@ from infra.console import fail, instant_option, say, table
 from infra.jobs import resume_job, run_job
 
 if TYPE_CHECKING:
-    from graph_features.schema import ViewSchema
+    from graph_features.schema import FeatureSchema, ViewSchema
+    from graph_features.stores.blocks import RowBlock
 
 Views = Annotated[list[str] | None, typer.Option("--views", help="Feature views; all by default.")]
 
@@ -28,9 +29,7 @@ def apply() -> None:
 
 
 def backfill(
-    from_: Annotated[
-        datetime | None, instant_option("--from", help="Start, included; by default the whole history.")
-    ] = None,
+    from_: Annotated[datetime | None, instant_option("--from", help="Start; all by default.")] = None,
     to: Annotated[datetime | None, instant_option("--to", help="End, excluded.")] = None,
     every: Annotated[str, typer.Option(help="Distance of slices: 6h, 1d, ...")] = "1d",
     views: Views = None,
@@ -52,9 +51,7 @@ def backfill(
 
 
 def materialize(
-    as_of: Annotated[
-        datetime | None, instant_option("--as-of", help="Also compute the slice views at this instant.")
-    ] = None,
+    as_of: Annotated[datetime | None, instant_option("--as-of", help="Also compute slices at this instant.")] = None,
 ) -> None:
     """Bring the online rows of everything that ingest touched up to date."""
     say(run_job("materialize", {} if as_of is None else {"as_of": as_of.isoformat()}))
@@ -105,19 +102,33 @@ def _show_online(schemas: list[ViewSchema], ids: list[str]) -> list[str]:
     from graph_features.stores.blocks import RowBlock
     from infra.wiring import Platform
 
-    keys = [(account_id,) for account_id in ids]
     with Platform() as platform:
-        packed = platform.online.read([(schema, keys) for schema in schemas])
+        packed = platform.online.read([(schema, [(account_id,) for account_id in ids]) for schema in schemas])
     missing = set(ids)
     for schema, values in zip(schemas, packed, strict=True):
-        rows = RowBlock.from_packed(schema, values).to_arrow(keys).to_pylist()
-        by_id = {row["account_id"]: row for row in rows}
-        missing -= set(by_id)
-        for account_id, row in by_id.items():
-            as_of = row["event_timestamp"]
-            title = f"{account_id} · {schema.name} · as of {as_of if not isinstance(as_of, int) else from_ms(as_of)}"
-            table(title, ["feature", "value", "unit"], [[f.name, row[f.name], f.unit] for f in schema.features])
+        block = RowBlock.from_packed(schema, values)
+        for row in block.present.nonzero()[0]:
+            missing.discard(ids[row])
+            as_of = from_ms(block.as_of_ms[row]).isoformat(timespec="milliseconds")
+            cells = [[f.name, _cell(block, f, int(row)), f.unit] for f in schema.features]
+            table(f"{ids[row]} · {schema.name} · as of {as_of}", ["feature", "value", "unit"], cells)
     return sorted(missing)
+
+
+def _cell(block: RowBlock, feature: FeatureSchema, row: int) -> str | None:
+    from graph_features.clock import from_ms
+    from graph_features.schema import DType
+
+    if not block.valid(feature.name)[row]:
+        return None
+    if feature.dtype.is_list:
+        offsets, values = block.lists(feature.name)
+        items = values[offsets[row] : offsets[row + 1]].tolist()
+        return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
+    if feature.dtype is DType.FLOAT64:
+        return f"{block.float64(feature.name)[row]:,.6g}"
+    value = int(block.int64(feature.name)[0][row])
+    return from_ms(value).isoformat(timespec="milliseconds") if feature.dtype is DType.TIMESTAMP else f"{value:,}"
 
 
 def register(app: typer.Typer) -> None:

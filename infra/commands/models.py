@@ -22,9 +22,7 @@ def train(
     from_: Annotated[datetime, instant_option("--from", help="Start of the training period.")],
     to: Annotated[datetime, instant_option("--to", help="Its end, excluded.")],
     validation_from: Annotated[datetime | None, instant_option(help="By default the last fifth of the period.")] = None,
-    label_cut: Annotated[
-        datetime | None, instant_option(help="Labels known before; by default end plus maturity.")
-    ] = None,
+    label_cut: Annotated[datetime | None, instant_option(help="Labels known before; end plus maturity.")] = None,
     test_from: Annotated[datetime | None, instant_option(help="By default the label cut.")] = None,
     test_to: Annotated[datetime | None, instant_option(help="Without it nothing is tested.")] = None,
     protocol: ProtocolOption = "all",
@@ -110,7 +108,7 @@ def accounts(
 
     known = read_account_labels(labels, id_column=id_column, label_column=label_column, prefix=prefix)
     with progress("accounts") as advance:
-        report = score_accounts(load(PlatformSettings), labels=known, as_of=as_of, folds=folds, progress=advance)
+        report = score_accounts(load(PlatformSettings), known, as_of=as_of, folds=folds, progress=advance)
     if scores is not None:
         report.write_scores(scores)
     if json_:

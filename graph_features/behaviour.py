@@ -1,0 +1,176 @@
+"""How an account pays. Every payment it tried to make counts, failed and reversed ones included; the histograms alone
+hold payments that count elsewhere too: completed, as far as was known before as_of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_features.activity import ratio
+from graph_features.catalog import View, feature
+from graph_features.edges import EdgeTable, Int64
+from graph_features.kernels.sweeps import Conduct, amount_histogram, conduct
+from graph_features.kernels.timeline import Side, timeline
+from graph_features.rows import AccountRows, Column
+from graph_features.schema import Cadence, DType, Renewal
+from graph_features.settings import FeatureSettings
+
+BEHAVIOUR = View(
+    name="account_behaviour",
+    entity="account",
+    cadence=Cadence.EVENT,
+    renewed_by=(Renewal.TRANSACTION, Renewal.STATUS),
+    description="How the account pays: amounts it prefers, channels, borders, failures, reversals, bursts.",
+    modules=(
+        __name__,
+        "graph_features.histogram",
+        "graph_features.kernels.timeline",
+        "graph_features.kernels.conduct",
+        "graph_features.kernels.bins",
+    ),
+)
+
+ROUND_UNITS = 10
+"""A round amount is a whole multiple of so many units of the base currency."""
+
+JUST_BELOW_PERCENT = 5
+"""An amount is just below a limit when it is under it by at most this share of the limit."""
+
+HOURS_PER_DAY = 24
+
+Flags = npt.NDArray[np.bool_]
+
+
+def _conduct(rows: AccountRows) -> Conduct:
+    return rows.memo("conduct", lambda: conduct(rows.edges, rows.account, rows.as_of_ms))
+
+
+def _attempts_that(rows: AccountRows, key: Hashable, flags: Callable[[EdgeTable], Flags]) -> Int64:
+    """Return how many of each row's attempts have the flag, which `key` names among the table's indexes."""
+    sent = timeline(rows.edges, Side.SENT)
+    running = rows.edges.memo(
+        ("running", key), lambda: np.concatenate(([0], np.cumsum(flags(rows.edges)[sent.edge], dtype=np.int64)))
+    )
+    start = sent.offsets[np.maximum(rows.account, 0)]
+    return np.asarray(running[start + _conduct(rows).attempts] - running[start], np.int64)
+
+
+def is_round(amount: Int64, settings: FeatureSettings) -> Flags:
+    """Whether amounts in minor units are whole multiples of ROUND_UNITS."""
+    return np.asarray(amount % (ROUND_UNITS * 10**settings.base_exponent) == 0)
+
+
+def is_just_below_threshold(amount: Int64, settings: FeatureSettings) -> Flags:
+    """Whether amounts in minor units lie within JUST_BELOW_PERCENT below one of the settings' thresholds."""
+    below = np.zeros(len(amount), np.bool_)
+    for units in settings.thresholds:
+        limit = units * 10**settings.base_exponent
+        lowest = -(-limit * (100 - JUST_BELOW_PERCENT) // 100)
+        below |= (amount >= lowest) & (amount < limit)
+    return below
+
+
+def countries_known(edges: EdgeTable) -> Flags:
+    """Whether both countries of each payment are known."""
+    return np.asarray((edges.sender_country >= 0) & (edges.receiver_country >= 0))
+
+
+def a_country_known(edges: EdgeTable) -> Flags:
+    """Whether at least one country of each payment is known."""
+    return np.asarray((edges.sender_country >= 0) | (edges.receiver_country >= 0))
+
+
+def crosses_border(edges: EdgeTable) -> Flags:
+    """Whether both countries of each payment are known and differ."""
+    return np.asarray(countries_known(edges) & (edges.sender_country != edges.receiver_country))
+
+
+def touches_high_risk(edges: EdgeTable, settings: FeatureSettings) -> Flags:
+    """Whether either country of each payment is on the settings' list."""
+    # One place more than there are countries: the code of an unknown one, -1, falls on it.
+    listed = np.array([country in settings.high_risk_countries for country in (*edges.countries, None)], np.bool_)
+    return np.asarray(listed[edges.sender_country] | listed[edges.receiver_country])
+
+
+@feature(view=BEHAVIOUR, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
+def sent_attempt_count_all(rows: AccountRows) -> Column:
+    """Payments the account tried to make, whatever became of them."""
+    return _conduct(rows).attempts
+
+
+@feature(view=BEHAVIOUR, dtype=DType.FLOAT64, unit="share", range="0 to 1")
+def failed_transaction_ratio(rows: AccountRows) -> Column:
+    """Share of attempts whose latest known status is failed; null without an attempt."""
+    return ratio(_conduct(rows).failed, _conduct(rows).attempts)
+
+
+@feature(view=BEHAVIOUR, dtype=DType.FLOAT64, unit="share", range="0 to 1")
+def reversal_ratio(rows: AccountRows) -> Column:
+    """Share of attempts whose latest known status is reversed; null without an attempt."""
+    return ratio(_conduct(rows).reversed, _conduct(rows).attempts)
+
+
+@feature(view=BEHAVIOUR, dtype=DType.FLOAT64, unit="share", range="0 to 1")
+def round_amount_ratio(rows: AccountRows) -> Column:
+    """Share of attempts whose amount is a whole multiple of 10 units; null without an attempt."""
+    settings = rows.settings
+    key = ("round", settings.base_exponent)
+    return ratio(_attempts_that(rows, key, lambda edges: is_round(edges.amount, settings)), _conduct(rows).attempts)
+
+
+@feature(view=BEHAVIOUR, dtype=DType.FLOAT64, unit="share", range="0 to 1")
+def threshold_amount_ratio(rows: AccountRows) -> Column:
+    """Share of attempts whose amount is up to 5 % below a reporting limit; null without an attempt."""
+    settings = rows.settings
+    key = ("just_below", settings.thresholds, settings.base_exponent)
+    return ratio(
+        _attempts_that(rows, key, lambda edges: is_just_below_threshold(edges.amount, settings)),
+        _conduct(rows).attempts,
+    )
+
+
+@feature(view=BEHAVIOUR, dtype=DType.FLOAT64, unit="bits", range="0 or more")
+def channel_entropy(rows: AccountRows) -> Column:
+    """Shannon entropy of the channels of attempts; null where no channel is known."""
+    return _conduct(rows).channel_entropy
+
+
+@feature(view=BEHAVIOUR, dtype=DType.FLOAT64, unit="share", range="0 to 1")
+def cross_border_ratio(rows: AccountRows) -> Column:
+    """Share of attempts between different countries among those with both countries known; null without one."""
+    return ratio(
+        _attempts_that(rows, "crosses_border", crosses_border),
+        _attempts_that(rows, "countries_known", countries_known),
+    )
+
+
+@feature(view=BEHAVIOUR, dtype=DType.FLOAT64, unit="share", range="0 to 1")
+def high_risk_country_ratio(rows: AccountRows) -> Column:
+    """Share of attempts from or to a high-risk country among those with a country known; null without one."""
+    settings = rows.settings
+    key = ("touches_high_risk", settings.high_risk_countries)
+    return ratio(
+        _attempts_that(rows, key, lambda edges: touches_high_risk(edges, settings)),
+        _attempts_that(rows, "a_country_known", a_country_known),
+    )
+
+
+@feature(view=BEHAVIOUR, dtype=DType.FLOAT64, unit="times", range="0 or more")
+def burst_score(rows: AccountRows) -> Column:
+    """Most attempts within any one hour over the mean per hour of days with attempts (UTC); null without an attempt."""
+    done = _conduct(rows)
+    return ratio(done.busiest_hour * done.active_days * HOURS_PER_DAY, done.attempts)
+
+
+@feature(view=BEHAVIOUR, dtype=DType.INT64_LIST, unit="bin, payments, ...", range="see graph_features.histogram")
+def sent_amount_histogram(rows: AccountRows) -> Column:
+    """Payments sent by bin of amount: bin, count, bin, count, ... without empty bins; empty without a payment."""
+    return amount_histogram(rows.edges, Side.SENT, rows.account, rows.as_of_ms)
+
+
+@feature(view=BEHAVIOUR, dtype=DType.INT64_LIST, unit="bin, payments, ...", range="see graph_features.histogram")
+def received_amount_histogram(rows: AccountRows) -> Column:
+    """Payments received by bin of amount: bin, count, bin, count, ... without empty bins; empty without a payment."""
+    return amount_histogram(rows.edges, Side.RECEIVED, rows.account, rows.as_of_ms)

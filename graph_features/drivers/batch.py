@@ -1,0 +1,225 @@
+"""Rows of a whole period: every event, the last state, or a slice, from an EdgeTable that holds everything.
+
+Results come as an iterator of tables of at most CHUNK_ROWS rows, so that memory stays bounded however long the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from graph_features.catalog import catalog
+from graph_features.compute import Entities, compute_rows
+from graph_features.edge_files import load_edges, save_edges
+from graph_features.edges import EdgeTable, Int64
+from graph_features.events import ALL_COVERED, Coverage, events, last_rows, rows_between, rows_not_covered
+from graph_features.executor import Executor
+from graph_features.kernels.timeline import pair_index
+from graph_features.schema import EntityKey, ViewSchema
+from graph_features.settings import FeatureSettings
+
+CHUNK_ROWS = 100_000
+
+
+def event_rows(
+    view: ViewSchema,
+    edges: EdgeTable,
+    *,
+    from_ms: int,
+    to_ms: int,
+    settings: FeatureSettings,
+    accounts: Sequence[str] | None = None,
+    chunk_rows: int = CHUNK_ROWS,
+) -> Iterator[pa.Table]:
+    """Yield the snapshot row before `from_ms` and one row per renewing event in [from_ms, to_ms), by entity and time.
+
+    `accounts` restricts the rows to these accounts, or to pairs whose sender is one of them.
+    """
+    groups = None if accounts is None else _groups_of_accounts(view, edges, edges.codes(list(accounts)))
+    group, as_of_ms = rows_between(events(edges, view), from_ms=from_ms, to_ms=to_ms, groups=groups)
+    yield from _tables(view, edges, group, as_of_ms, settings, chunk_rows)
+
+
+def latest_rows(
+    view: ViewSchema,
+    edges: EdgeTable,
+    keys: Sequence[EntityKey] | None,
+    *,
+    before_ms: int,
+    settings: FeatureSettings,
+    covered: Mapping[EntityKey, Coverage] | None = None,
+    chunk_rows: int = CHUNK_ROWS,
+) -> Iterator[pa.Table]:
+    """Yield each entity's newest event row before `before_ms`; entities without an event have none. None is all.
+
+    Keys in `covered` also get every row before it that is not covered: those that later and late events made or
+    changed.
+    """
+    group, as_of_ms = latest(view, edges, keys, before_ms=before_ms, covered=covered)
+    yield from _tables(view, edges, group, as_of_ms, settings, chunk_rows)
+
+
+def latest(
+    view: ViewSchema,
+    edges: EdgeTable,
+    keys: Sequence[EntityKey] | None,
+    *,
+    before_ms: int,
+    covered: Mapping[EntityKey, Coverage] | None = None,
+) -> tuple[Int64, Int64]:
+    """Return (group, as_of_ms) of the rows that `latest_rows` computes, by entity and time."""
+    index = events(edges, view)
+    if keys is None:
+        return last_rows(index, before_ms=before_ms)
+    groups = groups_of_keys(view, edges, keys)
+    if not covered:
+        return last_rows(index, before_ms=before_ms, groups=np.unique(groups[groups >= 0]))
+    bounds = [covered.get(key, ALL_COVERED) for key in keys]
+    known = groups >= 0
+    return rows_not_covered(
+        index,
+        before_ms=before_ms,
+        groups=groups[known],
+        as_of_ms=np.array([bound.as_of_ms for bound in bounds], np.int64)[known],
+        seq=np.array([bound.seq for bound in bounds], np.int64)[known],
+    )
+
+
+def slice_rows(view: ViewSchema, edges: EdgeTable, *, as_of_ms: int, settings: FeatureSettings) -> pa.Table:
+    """Return the rows of a slice view at `as_of_ms`: one per account with a payment before it, in order of ids."""
+    seen = edges.ts_ms < as_of_ms
+    accounts = np.union1d(edges.sender[seen], edges.receiver[seen]).astype(np.int64)
+    entities = Entities.of_groups(edges, view.entity, accounts)
+    as_of = np.full(len(accounts), as_of_ms, np.int64)
+    return compute_rows(view, edges, entities=entities, as_of_ms=as_of, settings=settings)
+
+
+def _groups_of_accounts(view: ViewSchema, edges: EdgeTable, codes: npt.NDArray[np.integer]) -> Int64:
+    codes = np.unique(codes[codes >= 0])
+    if view.entity != "pair":
+        return codes.astype(np.int64)
+    return np.flatnonzero(np.isin(pair_index(edges).key // max(edges.n_accounts, 1), codes))
+
+
+def groups_of_keys(view: ViewSchema, edges: EdgeTable, keys: Sequence[EntityKey]) -> Int64:
+    """Return account codes or pair codes of `keys`, -1 where there is no payment."""
+    if not keys:
+        return np.empty(0, np.int64)
+    codes = Entities.of_keys(edges, keys).codes
+    return pair_index(edges).codes(*codes) if view.entity == "pair" else codes[0].astype(np.int64)
+
+
+def _tables(
+    view: ViewSchema, edges: EdgeTable, group: Int64, as_of_ms: Int64, settings: FeatureSettings, chunk_rows: int
+) -> Iterator[pa.Table]:
+    for start in range(0, len(group), chunk_rows):
+        part = slice(start, start + chunk_rows)
+        entities = Entities.of_groups(edges, view.entity, group[part])
+        yield compute_rows(view, edges, entities=entities, as_of_ms=as_of_ms[part], settings=settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventPart:
+    """A part of a view's event rows for any process: those of groups [first, end) of the table in `edges_folder`."""
+
+    edges_folder: Path
+    view: str
+    first: int
+    end: int
+    from_ms: int
+    to_ms: int
+    settings: FeatureSettings
+
+
+def event_parts(
+    view: ViewSchema,
+    edges: EdgeTable,
+    edges_folder: Path,
+    *,
+    from_ms: int,
+    to_ms: int,
+    settings: FeatureSettings,
+    part_rows: int = CHUNK_ROWS,
+) -> list[EventPart]:
+    """Split a view's event rows into ranges of accounts (or pairs) of about `part_rows` rows each.
+
+    `edges_folder` holds the same table, written by `edge_files.save_edges`. Hand the parts to an Executor together with
+    a function that computes a part with `part_rows` and stores it through connections of its own.
+    """
+    group, _ = rows_between(events(edges, view), from_ms=from_ms, to_ms=to_ms)
+    if len(group) == 0:
+        return []
+    cuts = np.unique(np.append(group[::part_rows], group[-1] + 1))
+    return [
+        EventPart(
+            edges_folder=edges_folder,
+            view=view.name,
+            first=int(first),
+            end=int(end),
+            from_ms=from_ms,
+            to_ms=to_ms,
+            settings=settings,
+        )
+        for first, end in pairwise(cuts)
+    ]
+
+
+def part_rows(part: EventPart, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
+    """Yield the rows of a part; the mapped table and its indexes stay in the process for the next part."""
+    view, edges = catalog().schema(part.view), _mapped(part.edges_folder)
+    groups = np.arange(part.first, part.end)
+    group, as_of_ms = rows_between(events(edges, view), from_ms=part.from_ms, to_ms=part.to_ms, groups=groups)
+    yield from _tables(view, edges, group, as_of_ms, part.settings, chunk_rows)
+
+
+def event_rows_by(
+    executor: Executor,
+    view: ViewSchema,
+    edges: EdgeTable,
+    *,
+    from_ms: int,
+    to_ms: int,
+    settings: FeatureSettings,
+    cache: Path,
+    part_rows: int = CHUNK_ROWS,
+) -> Iterator[pa.Table]:
+    """Yield what `event_rows` does, computed in parts on an executor; raise the error of a part that failed.
+
+    Tables pass through a folder under `cache` that lasts as long as the iterator; none of it is pickled.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=cache, prefix="event-rows-") as folder:
+        edges_folder = Path(folder) / "edges"
+        save_edges(edges, edges_folder)
+        parts = event_parts(
+            view, edges, edges_folder, from_ms=from_ms, to_ms=to_ms, settings=settings, part_rows=part_rows
+        )
+        for result in executor.map(_write_part, parts):
+            path = result.get()
+            with pa.memory_map(str(path)) as source:
+                reader = pa.ipc.open_file(source)
+                for batch in range(reader.num_record_batches):
+                    yield pa.Table.from_batches([reader.get_batch(batch)])
+            path.unlink()
+
+
+def _write_part(part: EventPart) -> Path:
+    path = part.edges_folder.with_name(f"{part.view}-{part.first}-{part.end}.arrow")
+    schema = catalog().schema(part.view).arrow_schema
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for table in part_rows(part):
+            writer.write_table(table)
+    return path
+
+
+@lru_cache(maxsize=1)
+def _mapped(folder: Path) -> EdgeTable:
+    return load_edges(folder)

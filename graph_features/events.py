@@ -1,0 +1,122 @@
+"""When the rows of a view are renewed: the instants at which something happened to an account or a pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_features.clock import NEVER_MS
+from graph_features.edges import EdgeTable, Int64
+from graph_features.kernels.timeline import Grouping, Side, grouping, known_ms, offsets_of
+from graph_features.schema import Renewal, ViewSchema
+
+AS_OF_AFTER_MS = 1
+"""What happened at t gives the row with as_of = t + 1 ms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventIndex:
+    """Distinct instants per group (account or pair code): those of group g are ts_ms[offsets[g]:offsets[g + 1]].
+
+    `newest_seq` is the last ingest sequence among what happened at each instant.
+    """
+
+    offsets: Int64
+    group: Int64
+    ts_ms: Int64
+    newest_seq: Int64
+
+    def last_before(self, before_ms: int) -> Int64:
+        """Return per group the position of its last instant before `before_ms`, -1 if there is none."""
+        earlier = np.bincount(self.group[self.ts_ms < before_ms], minlength=len(self.offsets) - 1)
+        return np.where(earlier > 0, self.offsets[:-1] + earlier - 1, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """What a stored row covers of its entity's events: those before `as_of_ms` that were ingested up to `seq`."""
+
+    as_of_ms: int
+    seq: int
+
+
+NOTHING_COVERED = Coverage(as_of_ms=-1, seq=-1)
+ALL_COVERED = Coverage(as_of_ms=NEVER_MS, seq=NEVER_MS)
+
+
+def events(edges: EdgeTable, view: ViewSchema) -> EventIndex:
+    """Return when the rows of an event view are renewed, per account or, for pairs, per pair code."""
+    side = Side.PAIRS if view.entity == "pair" else Side.EITHER
+    return edges.memo(("events", side, view.renewed_by), lambda: _events(edges, side, view.renewed_by))
+
+
+def _events(edges: EdgeTable, side: Side, renewed_by: tuple[Renewal, ...]) -> EventIndex:
+    groups = grouping(edges, side)
+    parts = [_instants(groups, np.arange(edges.n_edges), edges.ts_ms, edges.seq)]
+    for kind, changes in ((Renewal.STATUS, edges.statuses), (Renewal.LABEL, edges.labels)):
+        if kind in renewed_by:
+            # What was known before its payment happened counts from the payment on.
+            parts.append(_instants(groups, changes.edge, known_ms(edges, changes), changes.seq))
+    group, ts_ms, seq = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((seq, ts_ms, group))
+    group, ts_ms, seq = group[order], ts_ms[order], seq[order]
+    # Of equal instants the last has the newest sequence.
+    last = np.ones(len(group), np.bool_)
+    last[:-1] = (np.diff(group) != 0) | (np.diff(ts_ms) != 0)
+    group = group[last]
+    return EventIndex(offsets=offsets_of(group, groups.n_groups), group=group, ts_ms=ts_ms[last], newest_seq=seq[last])
+
+
+def _instants(groups: Grouping, edge: Int64, ts_ms: Int64, seq: Int64) -> tuple[Int64, Int64, Int64]:
+    item, group, _ = groups.spread(edge)
+    return group, ts_ms[item], seq[item]
+
+
+def rows_between(
+    index: EventIndex, *, from_ms: int, to_ms: int, groups: npt.NDArray[np.integer] | None = None
+) -> tuple[Int64, Int64]:
+    """Return (group, as_of_ms) of the snapshot row before `from_ms` and every row of an event in [from_ms, to_ms).
+
+    Sorted by group and time; only the given groups if any are.
+    """
+    chosen = (index.ts_ms >= from_ms) & (index.ts_ms < to_ms)
+    before = index.last_before(min(from_ms, to_ms))
+    chosen[before[before >= 0]] = True
+    if groups is not None:
+        wanted = np.zeros(len(index.offsets) - 1, np.bool_)
+        wanted[groups] = True
+        chosen &= wanted[index.group]
+    return index.group[chosen], index.ts_ms[chosen] + AS_OF_AFTER_MS
+
+
+def last_rows(
+    index: EventIndex, *, before_ms: int, groups: npt.NDArray[np.integer] | None = None
+) -> tuple[Int64, Int64]:
+    """Return (group, as_of_ms) of the last event before `before_ms`, for the groups that had one."""
+    last = index.last_before(before_ms)
+    if groups is not None:
+        last = last[groups]
+    last = last[last >= 0]
+    return index.group[last], index.ts_ms[last] + AS_OF_AFTER_MS
+
+
+def rows_not_covered(
+    index: EventIndex, *, before_ms: int, groups: Int64, as_of_ms: Int64, seq: Int64
+) -> tuple[Int64, Int64]:
+    """Return (group, as_of_ms) of the rows that are missing or changed, and of each group's last, before `before_ms`.
+
+    A group's stored rows cover its events before `as_of_ms` ingested up to `seq`. An event that is later, or was
+    ingested later, changes its own row and all that follow it.
+    """
+    covered_as_of, covered_seq = np.full((2, len(index.offsets) - 1), NEVER_MS)
+    covered_as_of[groups], covered_seq[groups] = as_of_ms, seq
+    uncovered = (index.ts_ms >= covered_as_of[index.group]) | (index.newest_seq > covered_seq[index.group])
+    at = np.flatnonzero(uncovered)[::-1]
+    first = np.full(len(covered_seq), len(index.ts_ms))
+    first[index.group[at]] = at  # the last assignment stays: the earliest event
+    chosen = (np.arange(len(index.ts_ms)) >= first[index.group]) & (index.ts_ms < before_ms)
+    last = index.last_before(before_ms)[groups]
+    chosen[last[last >= 0]] = True
+    return index.group[chosen], index.ts_ms[chosen] + AS_OF_AFTER_MS

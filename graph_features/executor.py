@@ -1,0 +1,127 @@
+"""Where work that falls into parts is done: in this process, or in a pool of processes that survives its workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartResult(Generic[P, R]):
+    """What became of one part: its value, or the error that ended it."""
+
+    part: P
+    value: R | None = None
+    error: Exception | None = None
+
+    def get(self) -> R:
+        """Return the value; raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]
+
+
+class Executor(Protocol):
+    """Does the same work on many parts. `function` and parts are picklable; each part is independent of the others."""
+
+    @property
+    def workers(self) -> int:
+        """How many parts are worked on at once."""
+
+    def map(self, function: Callable[[P], R], parts: Iterable[P]) -> Iterator[PartResult[P, R]]:
+        """Yield the result of every part, in order, a failed one as its error; takes parts a few ahead at most."""
+
+    def close(self) -> None:
+        """End the work; parts that are still under way are given up."""
+
+
+class InProcess:
+    """One part after the other, in the caller's own process."""
+
+    workers = 1
+
+    def map(self, function: Callable[[P], R], parts: Iterable[P]) -> Iterator[PartResult[P, R]]:
+        for part in parts:
+            try:
+                result: PartResult[P, R] = PartResult(part=part, value=function(part))
+            except Exception as error:  # noqa: BLE001  reported with its part, for the caller to judge
+                result = PartResult(part=part, error=error)
+            yield result
+
+    def close(self) -> None:
+        return None
+
+
+class ProcessPool:
+    """Worker processes, started when first needed. A worker that dies costs its part one retry, not the run.
+
+    `timeout_s` ends a part that hangs (its worker with it); `initializer` runs once in every new worker.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        *,
+        retries: int = 1,
+        timeout_s: float | None = None,
+        initializer: Callable[..., None] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> None:
+        from pebble import ProcessPool as PebblePool
+
+        self.workers = workers
+        self._retries = retries
+        self._timeout_s = timeout_s
+        # Not fork: the parent may hold threads and connections. A fork server starts a worker in 0.1 s.
+        self._pool = PebblePool(
+            max_workers=workers,
+            initializer=initializer,
+            initargs=initargs,
+            context=multiprocessing.get_context("forkserver"),
+        )
+
+    def map(self, function: Callable[[P], R], parts: Iterable[P]) -> Iterator[PartResult[P, R]]:
+        waiting: deque[tuple[P, Future[R]]] = deque()
+        try:
+            for part in parts:
+                waiting.append((part, self._start(function, part)))
+                if len(waiting) >= 2 * self.workers:
+                    yield self._finish(function, *waiting.popleft())
+            while waiting:
+                yield self._finish(function, *waiting.popleft())
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def _start(self, function: Callable[[P], R], part: P) -> Future[R]:
+        return self._pool.schedule(function, args=[part], timeout=self._timeout_s)
+
+    def _finish(self, function: Callable[[P], R], part: P, future: Future[R]) -> PartResult[P, R]:
+        from pebble import ProcessExpired
+
+        for attempt in range(self._retries + 1):
+            try:
+                return PartResult(part=part, value=future.result())
+            except ProcessExpired as error:
+                if attempt == self._retries:
+                    return PartResult(part=part, error=error)
+                future = self._start(function, part)
+            except Exception as error:  # noqa: BLE001  reported with its part, for the caller to judge
+                return PartResult(part=part, error=error)
+        raise AssertionError("the last attempt returns")
+
+    def close(self) -> None:
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+
+def open_executor(workers: int) -> Executor:
+    """Return a pool of `workers` processes, or this process where one is enough."""
+    return ProcessPool(workers) if workers > 1 else InProcess()

@@ -1,0 +1,158 @@
+"""Running totals and label timelines, laid out for the kernels from an EdgeTable; each is built once and kept on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_features.edges import EdgeTable, Int64
+from graph_features.kernels.sweeps import Queries, window_sums
+from graph_features.kernels.timeline import (
+    COMPLETED,
+    Deltas,
+    Side,
+    deltas,
+    grouping,
+    known_ms,
+    offsets_of,
+    read_only,
+    read_only_codes,
+)
+
+if TYPE_CHECKING:
+    from graph_features.kernels.known_labels import LabelTimeline
+    from graph_features.kernels.recent import Ledger
+
+GENUINE = 0
+NAMES_SENDER, NAMES_RECEIVER = 1, 2
+"""Bits of a fraud label's value in EdgeTable.labels."""
+
+ORDINARY_DEVIATIONS = 2.0
+
+
+def payment_ledger(edges: EdgeTable, side: Side) -> Ledger:
+    """Return running count and amount of the payments that count, per group of `side`."""
+
+    def build() -> Ledger:
+        taken = deltas(edges, edges.statuses, edges.statuses.value == COMPLETED, before=True)
+        edge = np.concatenate((np.arange(edges.n_edges), taken.edge))
+        delta = np.concatenate((np.ones(edges.n_edges, np.int64), taken.delta))
+        ts_ms = np.concatenate((edges.ts_ms, taken.ts_ms))
+        return _ledger(edges, side, edge, ts_ms, np.stack((delta, delta * edges.amount[edge])))
+
+    return edges.memo(("payment_ledger", side), build)
+
+
+def fraud_ledger(edges: EdgeTable) -> Ledger:
+    """Return the running count of payments known as fraud, sent or received, per account."""
+
+    def build() -> Ledger:
+        known = deltas(edges, edges.labels, edges.labels.value != GENUINE, before=False)
+        return _ledger(edges, Side.EITHER, known.edge, known.ts_ms, known.delta[None, :])
+
+    return edges.memo("fraud_ledger", build)
+
+
+def _ledger(edges: EdgeTable, side: Side, edge: Int64, ts_ms: Int64, steps: Int64) -> Ledger:
+    from graph_features.kernels.recent import Ledger
+
+    groups = grouping(edges, side)
+    item, group, _ = groups.spread(edge)
+    order = np.lexsort((ts_ms[item], group))
+    item = item[order]
+    totals = np.zeros((len(steps), len(item) + 1), np.int64)
+    np.cumsum(steps[:, item], axis=1, out=totals[:, 1:])
+    return Ledger(
+        offsets=read_only(offsets_of(group, groups.n_groups)),
+        ts_ms=read_only(ts_ms[item]),
+        totals=read_only(totals),
+    )
+
+
+def totals_at(ledger: Ledger, group: npt.NDArray[np.integer], as_of_ms: Int64) -> Int64:
+    """Return the ledger's totals (columns, n) before as_of, for (group, as_of) in any order."""
+    from graph_features.kernels.recent import look_up
+
+    return np.asarray(look_up(ledger, read_only(group), read_only(as_of_ms)))
+
+
+def label_timeline(edges: EdgeTable, side: Side) -> LabelTimeline:
+    """Return the labels of each account's sent or received payments in the order in which they became known."""
+    return edges.memo(("label_timeline", side), lambda: _label_timeline(edges, side))
+
+
+def _label_timeline(edges: EdgeTable, side: Side) -> LabelTimeline:
+    from graph_features.kernels.known_labels import LabelTimeline
+
+    account = (edges.sender if side is Side.SENT else edges.receiver).astype(np.int64)
+    labels = edges.labels
+    labelled = np.unique(labels.edge)
+    by_account = np.argsort(account[labelled], kind="stable")
+    slots = labelled[by_account]
+    slot_offsets = offsets_of(account[slots], edges.n_accounts)
+    slot_of = np.empty_like(by_account)
+    slot_of[by_account] = np.arange(len(slots))
+    known, group = known_ms(edges, labels), account[labels.edge]
+    order = np.lexsort((known, group))
+    slot = slot_of[np.searchsorted(labelled, labels.edge)] - slot_offsets[group]
+    fraud = labels.value != GENUINE
+    return LabelTimeline(
+        slot_offsets=read_only(slot_offsets),
+        slot_ts_ms=read_only(edges.ts_ms[slots]),
+        slot_ordinary=read_only_codes(_ordinary(edges, side, account, np.unique(labels.edge[fraud]))[slots]),
+        change_offsets=read_only(offsets_of(group, edges.n_accounts)),
+        change_slot=read_only(slot[order]),
+        change_ts_ms=read_only(known[order]),
+        change_fraud=read_only_codes(fraud[order]),
+    )
+
+
+def _ordinary(edges: EdgeTable, side: Side, account: Int64, frauds: Int64) -> npt.NDArray[np.bool_]:
+    """Whether each of the `frauds` was of ordinary amount for the account when it happened; False for other payments.
+
+    Ordinary is up to mean + 2 standard deviations of the payments of that side that counted before it; with fewer than
+    two of them, any amount is.
+    """
+    past = window_sums(edges, side, account[frauds], edges.ts_ms[frauds], [None]).at(0)
+    mean = past.total / np.maximum(past.count, 1)
+    std = np.sqrt(past.deviations / np.maximum(past.count - 1, 1))
+    ordinary = np.zeros(edges.n_edges, np.bool_)
+    ordinary[frauds] = (past.count < 2) | (edges.amount[frauds] <= mean + ORDINARY_DEVIATIONS * std)
+    return ordinary
+
+
+def named_counterparties(edges: EdgeTable, account: npt.NDArray[np.integer], as_of_ms: Int64) -> Int64:
+    """Return how many other accounts are named fraudulent by labels of the account's own payments before as_of."""
+    from graph_features.kernels.recent import sweep_distinct
+
+    offsets, ts_ms, code, delta, n_codes = edges.memo("named", lambda: _named(edges))
+    queries = Queries.of(account, as_of_ms)
+    seen = np.zeros(n_codes, np.int32)
+    return queries.restore(sweep_distinct(offsets, ts_ms, code, delta, seen, queries.group, queries.as_of_ms))
+
+
+def _named(edges: EdgeTable) -> tuple[Int64, Int64, Int64, Int64, int]:
+    sender, receiver = edges.sender.astype(np.int64), edges.receiver.astype(np.int64)
+    receivers = _naming(edges, NAMES_RECEIVER)
+    senders = _naming(edges, NAMES_SENDER)
+    account = np.concatenate((sender[receivers.edge], receiver[senders.edge]))
+    other = np.concatenate((receiver[receivers.edge], sender[senders.edge]))
+    ts_ms = np.concatenate((receivers.ts_ms, senders.ts_ms))
+    delta = np.concatenate((receivers.delta, senders.delta))
+    apart = account != other
+    account, other, ts_ms, delta = account[apart], other[apart], ts_ms[apart], delta[apart]
+    pairs, code = np.unique(account * max(edges.n_accounts, 1) + other, return_inverse=True)
+    order = np.lexsort((ts_ms, account))
+    return (
+        read_only(offsets_of(account, edges.n_accounts)),
+        read_only(ts_ms[order]),
+        read_only(code[order]),
+        read_only(delta[order]),
+        len(pairs),
+    )
+
+
+def _naming(edges: EdgeTable, bit: int) -> Deltas:
+    return deltas(edges, edges.labels, (edges.labels.value & bit) != 0, before=False)

@@ -1,0 +1,205 @@
+"""Payments grouped by account or pair, oldest first, and what became known of them: the input of every kernel.
+
+Four groupings: what an account *sent*, what it *received*, what it did in *either* direction (a payment to oneself
+once) and what one sender paid one receiver (*pairs*). Each index is built once per EdgeTable and kept on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_features.contracts import STATUSES
+from graph_features.edges import Changes, EdgeTable, Int8, Int64
+
+COMPLETED = STATUSES.index("completed")
+
+
+class Side(StrEnum):
+    """How payments are grouped."""
+
+    SENT = "sent"
+    RECEIVED = "received"
+    EITHER = "either"
+    PAIRS = "pairs"
+
+
+class Timeline(NamedTuple):
+    """Payments of group g are entries offsets[g]:offsets[g + 1], by (time, transaction id); so are its status changes.
+
+    `change_at` is the changed payment's position within its group. All arrays are read-only, of one type each, so that
+    every kernel is compiled once.
+    """
+
+    offsets: Int64
+    edge: Int64
+    ts_ms: Int64
+    amount: Int64
+    change_offsets: Int64
+    change_at: Int64
+    change_ts_ms: Int64
+    change_value: Int8
+
+
+class Deltas(NamedTuple):
+    """What changed a yes-or-no state of payments (it counts; it is a known fraud): +1 or -1 each, in order of time."""
+
+    edge: Int64
+    ts_ms: Int64
+    delta: Int64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """Entries of a grouping before times and amounts are looked up.
+
+    `groups` is (n_edges, 1 or 2) group codes, -1 for none; `location` the entry of each of its cells.
+    """
+
+    groups: Int64
+    offsets: Int64
+    edge: Int64
+    location: Int64
+
+    @classmethod
+    def of(cls, groups: Int64, n_groups: int) -> Grouping:
+        cells = groups.ravel()
+        kept = np.flatnonzero(cells >= 0)
+        order = kept[np.argsort(cells[kept], kind="stable")]
+        location = np.full(len(cells), -1, np.int64)
+        location[order] = np.arange(len(order))
+        return cls(
+            groups=groups,
+            offsets=offsets_of(cells[kept], n_groups),
+            edge=order // max(groups.shape[1], 1),
+            location=location,
+        )
+
+    @property
+    def n_groups(self) -> int:
+        return len(self.offsets) - 1
+
+    def spread(self, edge: Int64) -> tuple[Int64, Int64, Int64]:
+        """Hand items of `edge` to each group that holds the edge: item, group and position in it, in order of items."""
+        width = self.groups.shape[1]
+        group = self.groups[edge].ravel()
+        item = np.repeat(np.arange(len(edge)), width)
+        location = self.location[(edge[:, None] * width + np.arange(width)).ravel()]
+        held = group >= 0
+        item, group, location = item[held], group[held], location[held]
+        return item, group, location - self.offsets[group]
+
+
+def offsets_of(group: Int64, n_groups: int) -> Int64:
+    """Return CSR offsets of entries that are sorted by group."""
+    offsets = np.zeros(n_groups + 1, np.int64)
+    np.cumsum(np.bincount(group, minlength=n_groups), out=offsets[1:])
+    return offsets
+
+
+def read_only(array: npt.NDArray[np.generic]) -> Int64:
+    """Return `array` as contiguous, read-only int64, copied only where it is something else."""
+    view = np.ascontiguousarray(array, np.int64).view()
+    view.setflags(write=False)
+    return view
+
+
+def read_only_codes(array: npt.NDArray[np.generic]) -> Int8:
+    """The same as int8."""
+    view = np.ascontiguousarray(array, np.int8).view()
+    view.setflags(write=False)
+    return view
+
+
+def grouping(edges: EdgeTable, side: Side) -> Grouping:
+    """Return the grouping of `edges` by `side`."""
+    return edges.memo(("grouping", side), lambda: _group(edges, side))
+
+
+def _group(edges: EdgeTable, side: Side) -> Grouping:
+    sender, receiver = edges.sender.astype(np.int64), edges.receiver.astype(np.int64)
+    match side:
+        case Side.SENT:
+            return Grouping.of(sender[:, None], edges.n_accounts)
+        case Side.RECEIVED:
+            return Grouping.of(receiver[:, None], edges.n_accounts)
+        case Side.EITHER:
+            other_end = np.where(sender == receiver, -1, receiver)
+            return Grouping.of(np.stack((sender, other_end), axis=1), edges.n_accounts)
+        case Side.PAIRS:
+            pairs = pair_index(edges)
+            return Grouping.of(pairs.of_edge[:, None], len(pairs.key))
+
+
+def timeline(edges: EdgeTable, side: Side) -> Timeline:
+    """Return the payments of `edges` grouped by `side`, with their status changes."""
+    return edges.memo(("timeline", side), lambda: _timeline(edges, side))
+
+
+def _timeline(edges: EdgeTable, side: Side) -> Timeline:
+    groups = grouping(edges, side)
+    item, group, at = groups.spread(edges.statuses.edge)
+    order = np.argsort(group, kind="stable")
+    item = item[order]
+    return Timeline(
+        offsets=read_only(groups.offsets),
+        edge=read_only(groups.edge),
+        ts_ms=read_only(edges.ts_ms[groups.edge]),
+        amount=read_only(edges.amount[groups.edge]),
+        change_offsets=read_only(offsets_of(group, groups.n_groups)),
+        change_at=read_only(at[order]),
+        change_ts_ms=read_only(edges.statuses.ts_ms[item]),
+        change_value=read_only_codes(edges.statuses.value[item]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairIndex:
+    """Distinct (sender, receiver) pairs in order: a pair's code is its position in `key`.
+
+    `key` is sender * n_accounts + receiver.
+    """
+
+    key: Int64
+    of_edge: Int64
+    n_accounts: int
+
+    def codes(self, sender: npt.NDArray[np.integer], receiver: npt.NDArray[np.integer]) -> Int64:
+        """Return pair codes, -1 where the sender never paid the receiver."""
+        wanted = sender.astype(np.int64) * self.n_accounts + receiver
+        at = np.searchsorted(self.key, wanted)
+        found = (sender >= 0) & (receiver >= 0) & (at < len(self.key))
+        found &= np.append(self.key, -1)[at] == wanted
+        return np.where(found, at, -1)
+
+
+def pair_index(edges: EdgeTable) -> PairIndex:
+    """Return the pairs of `edges`."""
+
+    def build() -> PairIndex:
+        key, of_edge = np.unique(edges.sender.astype(np.int64) * edges.n_accounts + edges.receiver, return_inverse=True)
+        return PairIndex(key=key, of_edge=of_edge.astype(np.int64), n_accounts=edges.n_accounts)
+
+    return edges.memo("pairs", build)
+
+
+def known_ms(edges: EdgeTable, changes: Changes) -> Int64:
+    """When each change counts from: when it became known, but not before its payment happened."""
+    return np.maximum(changes.ts_ms, edges.ts_ms[changes.edge])
+
+
+def deltas(edges: EdgeTable, changes: Changes, state: npt.NDArray[np.bool_], *, before: bool) -> Deltas:
+    """Return what `changes` do to a state of payments that is `before` at first and that each change makes `state`."""
+    order = np.lexsort((np.arange(len(changes.edge)), changes.edge))
+    edge, now = changes.edge[order], state[order].astype(np.int64)
+    previous = np.empty_like(now)
+    previous[1:] = now[:-1]
+    previous[np.flatnonzero(np.diff(edge, prepend=-1))] = int(before)
+    delta = np.empty_like(now)
+    delta[order] = now - previous
+    effective = np.flatnonzero(delta)
+    return Deltas(edge=changes.edge[effective], ts_ms=known_ms(edges, changes)[effective], delta=delta[effective])

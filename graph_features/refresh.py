@@ -1,0 +1,219 @@
+"""Brings event rows up to date with what was ingested: the other half of the pending marks that ingest leaves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from graph_features.catalog import catalog
+from graph_features.clock import CREATED_EPOCH, MAX_EVENT_MS, to_ms
+from graph_features.drivers import batch, on_demand
+from graph_features.edges import EdgeTable
+from graph_features.events import NOTHING_COVERED, Coverage
+from graph_features.executor import Executor
+from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
+from graph_features.settings import FeatureSettings
+from graph_features.sources.base import RecordStore
+from graph_features.stores.base import OfflineStore, OnlineStore
+from graph_features.stores.codec import HEADER_BYTES, header_words
+
+BULK_KEYS = 2_000
+"""From so many keys on, reading everything once is cheaper than reading account by account."""
+
+READ_KEYS = 5_000
+"""So many stored rows are looked at at once."""
+
+AFTER_EVERYTHING_MS = MAX_EVENT_MS + 1
+
+Progress = Callable[[int], None]
+"""Called with the number of rows written since the last call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshReport:
+    """What a refresh did: offline rows written per view, and the keys without a row.
+
+    `failed` keys keep their mark; `never_seen` ones have no payment, so there is no row to write.
+    """
+
+    keys: int
+    rows: dict[str, int]
+    never_seen: set[EntityKey] = field(default_factory=set)
+    failed: dict[EntityKey, str] = field(default_factory=dict)
+    max_seq: int = 0
+
+
+def refresh(
+    keys: Sequence[EntityKey] | None,
+    *,
+    records: RecordStore,
+    online: OnlineStore,
+    offline: OfflineStore,
+    settings: FeatureSettings,
+    executor: Executor | None = None,
+    open_records: on_demand.OpenRecords | None = None,
+    bulk_keys: int = BULK_KEYS,
+    on_rows: Progress | None = None,
+) -> RefreshReport:
+    """Compute and store the newest event rows of `keys` (None: of all that are pending) and clear their marks.
+
+    Offline, the rows of every event since the online row come with it, and new versions of those that a late event
+    changed. A pending key without an online row gets its whole history, but not among more than `bulk_keys` keys: then
+    its past is a backfill's business, as is that of a key that is not pending.
+
+    Many keys go through the batch driver in this process; few are computed on demand, in parts on `executor` where one
+    is given together with `open_records`. A mark is cleared only if it has not been renewed since the start, and only
+    after its rows are stored: whatever interrupts a refresh, the next one does the rest.
+    """
+    tokens = online.all_pending() if keys is None else online.pending(keys)
+    wanted = sorted(set(tokens if keys is None else keys))
+    if not wanted:
+        return RefreshReport(keys=0, rows={}, max_seq=records.max_seq())
+    records.barrier()
+    writer = _Writer(online=online, offline=offline, wanted=wanted, on_rows=on_rows)
+    in_bulk = len(wanted) > bulk_keys
+    covered = _covered(online, wanted, set() if in_bulk else tokens.keys())
+    if in_bulk:
+        done = _in_bulk(wanted, covered, records, writer, settings)
+    else:
+        done = _on_demand(wanted, covered, records, writer, settings, executor, open_records)
+    online.clear_pending({key: token for key, token in tokens.items() if key not in done.failed})
+    return RefreshReport(
+        keys=len(wanted),
+        rows=writer.rows,
+        never_seen=done.never_seen,
+        failed=done.failed,
+        max_seq=done.max_seq,
+    )
+
+
+def _covered(
+    online: OnlineStore, wanted: Sequence[EntityKey], from_start: Set[EntityKey]
+) -> dict[str, dict[EntityKey, Coverage]]:
+    """Return per view what each key's online row covers; keys without one only if they are in `from_start`."""
+    covered: dict[str, dict[EntityKey, Coverage]] = {}
+    by_entity = _by_entity(wanted)
+    for view in catalog().event_views():
+        found = covered[view.name] = {}
+        keys = by_entity[view.entity]
+        for start in range(0, len(keys), READ_KEYS):
+            some = keys[start : start + READ_KEYS]
+            (packed,) = online.read([(view, some)])
+            for key, value in zip(some, packed, strict=True):
+                row = _coverage(view, value)
+                if row is not None:
+                    found[key] = row
+                elif key in from_start:
+                    found[key] = NOTHING_COVERED
+    return covered
+
+
+def _coverage(view: ViewSchema, value: bytes | None) -> Coverage | None:
+    """Read what a packed row covers off its head; None without a row, or with one of another feature set."""
+    if value is None or len(value) < HEADER_BYTES:
+        return None
+    first, fingerprint, as_of_ms, created_us = np.frombuffer(value, "<i8", HEADER_BYTES // 8).tolist()
+    if (first, fingerprint) != header_words(view):
+        return None
+    return Coverage(as_of_ms=as_of_ms, seq=created_us - to_ms(CREATED_EPOCH) * 1_000)
+
+
+class _Writer:
+    """Writes tables to both stores, offline first: an online row always has its offline version."""
+
+    def __init__(
+        self, *, online: OnlineStore, offline: OfflineStore, wanted: Sequence[EntityKey], on_rows: Progress | None
+    ) -> None:
+        self.rows: dict[str, int] = {}
+        self._online = online
+        self._offline = offline
+        self._on_rows = on_rows
+        # The same keys at the same ingest sequence are the same piece of work.
+        self._work = hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]
+
+    def write(self, view: ViewSchema, table: pa.Table, *, max_seq: int, chunk: int = 0) -> None:
+        if table.num_rows == 0:
+            return
+        self._offline.write(view, table, part=f"refresh-{max_seq}-{self._work}-{chunk}")
+        self._online.write(view, newest_rows(view, table))
+        self.rows[view.name] = self.rows.get(view.name, 0) + table.num_rows
+        if self._on_rows is not None:
+            self._on_rows(table.num_rows)
+
+
+def newest_rows(view: ViewSchema, table: pa.Table) -> pa.Table:
+    """Return the last row of each run of one entity, in a table of at least one row whose entities come in runs."""
+    last = np.zeros(table.num_rows, np.bool_)
+    last[-1] = True
+    for name in view.keys:
+        codes = table[name].combine_chunks().dictionary_encode().indices.to_numpy()
+        last[:-1] |= codes[1:] != codes[:-1]
+    return table.filter(pa.array(last))
+
+
+def _by_entity(keys: Sequence[EntityKey]) -> dict[str, list[EntityKey]]:
+    return {entity: [key for key in keys if len(key) == len(names)] for entity, names in ENTITY_KEYS.items()}
+
+
+def _on_demand(
+    wanted: Sequence[EntityKey],
+    covered: on_demand.CoveredByView,
+    records: RecordStore,
+    writer: _Writer,
+    settings: FeatureSettings,
+    executor: Executor | None,
+    open_records: on_demand.OpenRecords | None,
+) -> on_demand.OnDemandResult:
+    views, keys = catalog().event_views(), _by_entity(wanted)
+    if executor is not None and open_records is not None:
+        done = on_demand.latest_rows_by(
+            executor,
+            views,
+            keys,
+            open_records,
+            before_ms=AFTER_EVERYTHING_MS,
+            settings=settings,
+            covered=covered,
+        )
+    else:
+        done = on_demand.latest_rows(
+            views, keys, records, before_ms=AFTER_EVERYTHING_MS, settings=settings, covered=covered
+        )
+    for view in views:
+        for chunk, table in enumerate(_chunks(done.tables[view.name])):
+            writer.write(view, table, max_seq=done.max_seq, chunk=chunk)
+    return done
+
+
+def _chunks(table: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, table.num_rows, batch.CHUNK_ROWS):
+        yield table.slice(start, batch.CHUNK_ROWS).combine_chunks()
+
+
+def _in_bulk(
+    wanted: Sequence[EntityKey],
+    covered: on_demand.CoveredByView,
+    records: RecordStore,
+    writer: _Writer,
+    settings: FeatureSettings,
+) -> on_demand.OnDemandResult:
+    found = records.read_all()
+    edges = EdgeTable.from_arrow(found.transactions, found.statuses, found.labels, max_seq=found.max_seq)
+    del found
+    keys = _by_entity(wanted)
+    for view in catalog().event_views():
+        tables = batch.latest_rows(
+            view,
+            edges,
+            keys[view.entity],
+            before_ms=AFTER_EVERYTHING_MS,
+            settings=settings,
+            covered=covered[view.name],
+        )
+        for chunk, table in enumerate(tables):
+            writer.write(view, table, max_seq=edges.max_seq, chunk=chunk)
+    return on_demand.OnDemandResult(tables={}, never_seen=on_demand.never_seen(edges, keys), max_seq=edges.max_seq)

@@ -1,0 +1,329 @@
+"""One packed, versioned value per (view, entity): what the online stores keep and scoring workers read.
+
+A value is a run of little-endian 8-byte words, so that every part is aligned and thousands of values are read at once
+with `numpy.frombuffer`::
+
+    word 0         magic and format version (4 bytes), number of features (4 bytes)
+    word 1         the view's fingerprint: names, order and types of its features
+    word 2         event_timestamp, epoch milliseconds (the row's as_of)
+    word 3         created_timestamp, epoch microseconds
+    1 bit each     which features are not null, in schema order, padded to a word
+    1 word each    features in schema order: an int64, a float64, epoch milliseconds, or for a list its number of items
+                   (of strings: the items in the low, their bytes in the high half)
+    rest           the lists in schema order: 8 bytes an item; strings as 4-byte lengths, then UTF-8, padded to a word
+
+A value whose first two words are not those of the view belongs to another feature set or format; it is never decoded.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_features.errors import SchemaMismatchError
+from graph_features.schema import DType, ViewSchema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+MAGIC = b"RFP1"
+HEADER_BYTES = 32
+NO_CREATED = np.iinfo(np.int64).min
+"""created_timestamp of rows that have none: older than every other."""
+
+_WORD = 8
+_HEADER_WORDS = HEADER_BYTES // _WORD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ragged:
+    """n lists: list i holds values[offsets[i]:offsets[i + 1]]; strings are an object array."""
+
+    offsets: Int64
+    values: npt.NDArray[Any]
+
+    def take(self, rows: npt.NDArray[np.integer[Any]]) -> Ragged:
+        """Return the lists of these rows, in this order."""
+        offsets = _offsets(np.diff(self.offsets)[rows])
+        return Ragged(offsets=offsets, values=self.values[_spread(self.offsets[:-1][rows], offsets)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """n rows of a view of F features as arrays.
+
+    `slots` is int64[n, F]: the 8 bytes of each scalar (floats by their bits), anything for lists and nulls. `valid` is
+    bool[n, F]. `lists` has every list feature by name, empty where null.
+    """
+
+    as_of_ms: Int64
+    created_us: Int64
+    slots: Int64
+    valid: Bool
+    lists: dict[str, Ragged]
+
+
+def header_words(view: ViewSchema) -> tuple[int, int]:
+    """The first two words of every value of `view`, as signed integers."""
+    first = MAGIC + len(view.features).to_bytes(4, "little")
+    return int.from_bytes(first, "little", signed=True), _signed(view.fingerprint)
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _bitmap_words(view: ViewSchema) -> int:
+    return -(-len(view.features) // 64)
+
+
+def fixed_words(view: ViewSchema) -> int:
+    """Words of a value before its lists."""
+    return _HEADER_WORDS + _bitmap_words(view) + len(view.features)
+
+
+# ---------------------------------------------------------------- Arrow to columns
+
+
+def from_table(view: ViewSchema, table: pa.Table) -> Columns:
+    """Return the rows of `table` as columns; raise SchemaMismatchError.
+
+    Columns are found by name and cast to the view's types; timestamps may be null (0, and NO_CREATED).
+    """
+    import pyarrow as pa
+
+    n = table.num_rows
+    slots = np.zeros((n, len(view.features)), np.int64)
+    valid = np.zeros((n, len(view.features)), np.bool_)
+    lists = {}
+    for position, feature in enumerate(view.features):
+        array = _column(view, table, feature.name, feature.dtype.arrow)
+        valid[:, position] = array.is_valid().to_numpy(zero_copy_only=False)
+        if feature.dtype.is_list:
+            lists[feature.name] = _ragged(view, feature.name, array)
+        else:
+            slots[:, position] = _words(array)
+    created = _column(view, table, "created_timestamp", pa.timestamp("us", tz="UTC"))
+    created_known = created.is_valid().to_numpy(zero_copy_only=False)
+    return Columns(
+        as_of_ms=_words(_column(view, table, "event_timestamp", pa.timestamp("ms", tz="UTC"))),
+        created_us=np.where(created_known, _words(created), NO_CREATED),
+        slots=slots,
+        valid=valid,
+        lists=lists,
+    )
+
+
+def _column(view: ViewSchema, table: pa.Table, name: str, expected: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if name not in table.column_names:
+        raise SchemaMismatchError(
+            f"rows for view {view.name}: no column {name}; there are {', '.join(table.column_names)}"
+        )
+    column = table[name]
+    try:
+        column = column if column.type == expected else column.cast(expected, safe=not pa.types.is_timestamp(expected))
+    except pa.ArrowInvalid as error:
+        raise SchemaMismatchError(f"rows for view {view.name}: {name} cannot be read as {expected}: {error}") from None
+    chunk = column.combine_chunks()
+    if isinstance(chunk, pa.ChunkedArray):
+        chunk = pa.concat_arrays(chunk.chunks) if chunk.num_chunks else pa.array([], expected)
+    return chunk
+
+
+def _words(array: pa.Array) -> Int64:
+    """The 8 bytes of each value of a 64-bit array as int64, 0 for null."""
+    # Arrow's own conversion would turn integers with nulls into floats, so read its buffer.
+    data = array.buffers()[1]
+    if data is None or len(array) == 0:
+        return np.zeros(len(array), np.int64)
+    words: Int64 = np.frombuffer(data, np.int64, count=array.offset + len(array))[array.offset :]
+    known: Bool = array.is_valid().to_numpy(zero_copy_only=False)
+    return np.where(known, words, np.int64(0))
+
+
+def _ragged(view: ViewSchema, name: str, array: pa.Array) -> Ragged:
+    import pyarrow.compute as pc
+
+    offsets = _offsets(pc.fill_null(pc.list_value_length(array), 0).to_numpy())
+    items = array.flatten()
+    if items.null_count:
+        raise SchemaMismatchError(f"rows for view {view.name}: list {name} holds null items, which no list may")
+    return Ragged(offsets=offsets, values=items.to_numpy(zero_copy_only=False))
+
+
+# ---------------------------------------------------------------- columns to values
+
+
+def pack(view: ViewSchema, columns: Columns) -> list[bytes]:
+    """Return one value per row, in order."""
+    head = _heads(view, columns)
+    payloads = [_payload(item.dtype, columns.lists[item.name]) for item in view.features if item.dtype.is_list]
+    if not payloads:
+        return _split(head.tobytes(), np.arange(len(head) + 1) * head.shape[1] * _WORD)
+    lengths = head.shape[1] + sum((np.diff(offsets) for offsets, _ in payloads), np.zeros(len(head), np.int64))
+    starts = _offsets(lengths)
+    out = np.empty(starts[-1], np.int64)
+    at = starts[:-1]
+    out[at[:, None] + np.arange(head.shape[1])] = head
+    at = at + head.shape[1]
+    for offsets, words in payloads:
+        out[_spread(at, offsets)] = words
+        at = at + np.diff(offsets)
+    return _split(out.tobytes(), starts * _WORD)
+
+
+def encode(view: ViewSchema, table: pa.Table) -> list[bytes]:
+    """Return one packed value per row of `table` (view.arrow_schema); raise SchemaMismatchError."""
+    return pack(view, from_table(view, view.check(table)))
+
+
+def _heads(view: ViewSchema, columns: Columns) -> Int64:
+    n, bitmap = len(columns.as_of_ms), _bitmap_words(view)
+    head = np.zeros((n, fixed_words(view)), np.int64)
+    head[:, 0], head[:, 1] = header_words(view)
+    head[:, 2] = columns.as_of_ms
+    head[:, 3] = columns.created_us
+    bits = np.zeros((n, bitmap * _WORD), np.uint8)
+    packed = np.packbits(columns.valid, axis=1, bitorder="little")
+    bits[:, : packed.shape[1]] = packed
+    head[:, _HEADER_WORDS : _HEADER_WORDS + bitmap] = bits.view(np.int64)
+    head[:, _HEADER_WORDS + bitmap :] = np.where(columns.valid, columns.slots, 0)
+    for position, feature in enumerate(view.features):
+        if feature.dtype.is_list:
+            head[:, _HEADER_WORDS + bitmap + position] = _list_slot(feature.dtype, columns.lists[feature.name])
+    return head
+
+
+def _list_slot(dtype: DType, ragged: Ragged) -> Int64:
+    counts: Int64 = np.diff(ragged.offsets)
+    if dtype is not DType.STRING_LIST:
+        return counts
+    ends = _offsets(np.array([len(item.encode()) for item in ragged.values], np.int64))
+    return counts | (np.diff(ends[ragged.offsets]) << 32)
+
+
+def _payload(dtype: DType, ragged: Ragged) -> tuple[Int64, Int64]:
+    """Word offsets per row and the words themselves."""
+    if dtype is not DType.STRING_LIST:
+        return ragged.offsets, np.ascontiguousarray(ragged.values).view(np.int64)
+    items = [item.encode() for item in ragged.values]
+    sizes = np.array([len(item) for item in items], np.uint32)
+    rows = []
+    for start, end in itertools.pairwise(ragged.offsets.tolist()):
+        row = sizes[start:end].tobytes() + b"".join(items[start:end])
+        rows.append(row + bytes(-len(row) % _WORD))
+    offsets = _offsets(np.array([len(row) // _WORD for row in rows], np.int64))
+    return offsets, np.frombuffer(b"".join(rows), np.int64)
+
+
+def _offsets(lengths: npt.NDArray[np.integer[Any]]) -> Int64:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _spread(starts: Int64, offsets: Int64) -> Int64:
+    """Indexes start[i], start[i] + 1, ... for each of the offsets[i + 1] - offsets[i] items of row i."""
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], np.diff(offsets))
+
+
+def _split(data: bytes, cuts: npt.NDArray[np.int64]) -> list[bytes]:
+    bounds = cuts.tolist()
+    return [data[start:end] for start, end in itertools.pairwise(bounds)]
+
+
+# ---------------------------------------------------------------- values to columns
+
+
+def unpack(view: ViewSchema, values: Sequence[bytes | None]) -> tuple[Columns, Bool, Bool]:
+    """Return columns over all of `values`, which rows are there, and which are of another feature set or format.
+
+    Rows of the last kind, and None, have zeros, no valid feature and empty lists.
+    """
+    fixed = fixed_words(view)
+    words = np.fromiter((0 if value is None else len(value) for value in values), np.int64, len(values)) // _WORD
+    whole = np.fromiter((value is not None and len(value) % _WORD == 0 for value in values), np.bool_, len(values))
+    kept = np.flatnonzero(whole & (words >= fixed))
+    buffer = np.frombuffer(b"".join([values[row] or b"" for row in kept.tolist()]), np.int64)
+    starts = np.cumsum(words[kept]) - words[kept]
+    head = buffer[starts[:, None] + np.arange(fixed)]
+    first, second = header_words(view)
+    good = (head[:, 0] == first) & (head[:, 1] == second)
+    good &= _expected_words(view, head) == words[kept]
+    kept, starts, head = kept[good], starts[good], head[good]
+    present = np.zeros(len(values), np.bool_)
+    present[kept] = True
+    given = np.fromiter((value is not None for value in values), np.bool_, len(values))
+    return _columns(view, kept, buffer, starts, head, len(values)), present, given & ~present
+
+
+def _expected_words(view: ViewSchema, head: Int64) -> Int64:
+    """How long each value must be, judged by its list lengths."""
+    slots = head[:, _HEADER_WORDS + _bitmap_words(view) :]
+    total = np.full(len(head), fixed_words(view), np.int64)
+    for position, feature in enumerate(view.features):
+        if feature.dtype.is_list:
+            total += _list_words(feature.dtype, slots[:, position])
+    return total
+
+
+def _list_words(dtype: DType, slot: Int64) -> Int64:
+    if dtype is not DType.STRING_LIST:
+        # A corrupt count must not wrap around to a plausible length.
+        return np.clip(slot, -1, 2**32)
+    return -(-(4 * (slot & 0xFFFFFFFF) + ((slot >> 32) & 0xFFFFFFFF)) // _WORD)
+
+
+def _columns(view: ViewSchema, rows: Int64, buffer: Int64, starts: Int64, head: Int64, n: int) -> Columns:
+    bitmap, features = _bitmap_words(view), len(view.features)
+    valid = np.zeros((n, features), np.bool_)
+    slots = np.zeros((n, features), np.int64)
+    as_of_ms, created_us = np.zeros(n, np.int64), np.full(n, NO_CREATED, np.int64)
+    bits = np.ascontiguousarray(head[:, _HEADER_WORDS : _HEADER_WORDS + bitmap]).view(np.uint8)
+    valid[rows] = np.unpackbits(bits, axis=1, count=features, bitorder="little").astype(np.bool_)
+    slots[rows] = head[:, _HEADER_WORDS + bitmap :]
+    as_of_ms[rows], created_us[rows] = head[:, 2], head[:, 3]
+    lists, at = {}, starts + fixed_words(view)
+    for position, feature in enumerate(view.features):
+        if feature.dtype.is_list:
+            slot = slots[:, position]
+            lists[feature.name] = _unpack_list(feature.dtype, slot, buffer, at, rows)
+            at = at + _list_words(feature.dtype, slot[rows])
+            slots[:, position] = 0
+    return Columns(as_of_ms=as_of_ms, created_us=created_us, slots=slots, valid=valid, lists=lists)
+
+
+def _unpack_list(dtype: DType, slot: Int64, buffer: Int64, at: Int64, rows: Int64) -> Ragged:
+    """`slot` has one word per row of the block, `at` the place in the buffer of each row in `rows`."""
+    counts = slot & 0xFFFFFFFF
+    offsets, present = _offsets(counts), _offsets(counts[rows])
+    if dtype is DType.INT64_LIST:
+        return Ragged(offsets=offsets, values=buffer[_spread(at, present)])
+    if dtype is DType.FLOAT64_LIST:
+        return Ragged(offsets=offsets, values=buffer[_spread(at, present)].view(np.float64))
+    sizes = buffer.view(np.uint32)[_spread(at * 2, present)].astype(np.int64)
+    start = np.concatenate([_offsets(sizes)[:-1], [0]])
+    within = start[:-1] - np.repeat(start[present[:-1]], counts[rows])
+    # Clipped to the row's own text, so that a damaged length reaches no other row.
+    limit = np.repeat(slot[rows] >> 32, counts[rows])
+    text = np.repeat(at * _WORD + 4 * counts[rows], counts[rows])
+    first, last = text + np.minimum(within, limit), text + np.minimum(within + sizes, limit)
+    return Ragged(offsets=offsets, values=_strings(buffer, first, last))
+
+
+def _strings(buffer: Int64, first: Int64, last: Int64) -> npt.NDArray[np.object_]:
+    data = buffer.tobytes() if len(first) else b""
+    bounds = zip(first.tolist(), last.tolist(), strict=True)
+    out = np.empty(len(first), np.object_)
+    out[:] = [data[begin:end].decode("utf-8", "replace") for begin, end in bounds]
+    return out

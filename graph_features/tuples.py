@@ -1,0 +1,298 @@
+"""Input tuples: stored rows and payments to the arrays that a model takes. Training and serving both call this.
+
+What depends on the payment's own time is finished here: ages, gaps, amounts against history. NumPy only.
+
+Shape letters: B payments, A = 2B accounts (senders, then receivers), E neighbour edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_features.histogram import amount_percentiles
+from graph_features.input_spec import EDGE_FEATURES, NEIGHBOUR_VIEW, HistoryFeature, InputSpec
+from graph_features.neighbour_spec import NEIGHBOUR_PROFILE, NEIGHBOUR_PROFILE_SIZE, SENT
+from graph_features.schema import Cadence, DType, EntityKey, ViewSchema
+from graph_features.stores.blocks import RowBlock
+from graph_features.transaction import TransactionColumns, request_features
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+MS_PER_S = 1_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TupleBlocks:
+    """Rows of every view that a spec names, aligned with B payments.
+
+    `accounts[view]` holds 2B rows, those of the senders and then those of the receivers; `pairs[view]` 2B rows too,
+    (sender, receiver) and then (receiver, sender).
+    """
+
+    accounts: Mapping[str, RowBlock]
+    pairs: Mapping[str, RowBlock]
+
+    @classmethod
+    def from_packed(cls, spec: InputSpec, values: Sequence[Sequence[bytes | None]]) -> TupleBlocks:
+        """Decode what an online store returned for `row_requests(spec, transactions)`, in that order."""
+        views = (*spec.account_views, *spec.pair_views)
+        blocks = {view.name: RowBlock.from_packed(view, packed) for view, packed in zip(views, values, strict=True)}
+        return cls(
+            accounts={view.name: blocks[view.name] for view in spec.account_views},
+            pairs={view.name: blocks[view.name] for view in spec.pair_views},
+        )
+
+
+def row_requests(spec: InputSpec, transactions: TransactionColumns) -> list[tuple[ViewSchema, list[EntityKey]]]:
+    """Return what to read online for these payments: per view its 2B keys, in the order of TupleBlocks."""
+    sender, receiver = transactions.sender_id.tolist(), transactions.receiver_id.tolist()
+    accounts: list[EntityKey] = [(account,) for account in (*sender, *receiver)]
+    pairs: list[EntityKey] = [*zip(sender, receiver, strict=True), *zip(receiver, sender, strict=True)]
+    return [*((view, accounts) for view in spec.account_views), *((view, pairs) for view in spec.pair_views)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputTuples:
+    """What the model takes for B payments; float32, NaN is null.
+
+    sender_x and receiver_x [B, len(spec.account)], transaction_x [B, len(spec.transaction_names)], neighbour_x
+    [E, len(spec.neighbour_names)], neighbour_index int64 [E]: sorted, 0..B-1 for the sender's side of payment i and
+    B..2B-1 for its receiver's side, newest edge first within each.
+    """
+
+    sender_x: Float32
+    receiver_x: Float32
+    transaction_x: Float32
+    neighbour_x: Float32
+    neighbour_index: Int64
+
+    def __len__(self) -> int:
+        return len(self.transaction_x)
+
+    def feeds(self) -> dict[str, npt.NDArray[Any]]:
+        """Arrays by input name, in the model's order."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    @cached_property
+    def first_edge(self) -> Int64:
+        """First edge of each account side, int64 [2B + 1]."""
+        first = np.zeros(2 * len(self) + 1, np.int64)
+        np.cumsum(np.bincount(self.neighbour_index, minlength=2 * len(self)), out=first[1:])
+        return first
+
+    def take(self, rows: Int64) -> InputTuples:
+        """Return the payments at positions `rows`, in that order, with their neighbour edges."""
+        sides = np.concatenate([rows, rows + len(self)])
+        start, count = self.first_edge[sides], self.first_edge[sides + 1] - self.first_edge[sides]
+        edges = _ranges(start, count)
+        return InputTuples(
+            sender_x=self.sender_x[rows],
+            receiver_x=self.receiver_x[rows],
+            transaction_x=self.transaction_x[rows],
+            neighbour_x=self.neighbour_x[edges],
+            neighbour_index=np.repeat(np.arange(len(sides)), count),
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence[InputTuples]) -> InputTuples:
+        """Put payments of several parts behind each other."""
+        if len(parts) == 1:
+            return parts[0]
+        total = sum(len(part) for part in parts)
+        index, begin = [], 0
+        for part in parts:
+            sender_side = part.neighbour_index < len(part)
+            shift = np.where(sender_side, begin, total + begin - len(part))
+            index.append(part.neighbour_index + shift)
+            begin += len(part)
+        neighbour_index = np.concatenate(index)
+        order = np.argsort(neighbour_index, kind="stable")
+        return cls(
+            sender_x=np.concatenate([part.sender_x for part in parts]),
+            receiver_x=np.concatenate([part.receiver_x for part in parts]),
+            transaction_x=np.concatenate([part.transaction_x for part in parts]),
+            neighbour_x=np.concatenate([part.neighbour_x for part in parts])[order],
+            neighbour_index=neighbour_index[order],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccountInputs:
+    """What the model takes for A accounts, each at its own instant; float32, NaN is null.
+
+    account_x [A, len(spec.account)], neighbour_x [E, len(spec.neighbour_names)], neighbour_index int64 [E]: the account
+    of each edge, sorted, newest edge first within each.
+    """
+
+    account_x: Float32
+    neighbour_x: Float32
+    neighbour_index: Int64
+
+
+def build_tuples(spec: InputSpec, transactions: TransactionColumns, blocks: TupleBlocks) -> InputTuples:
+    """Build the model's inputs for B payments from the rows of their accounts and pairs.
+
+    A row is used when its as_of is not after the payment and, in a slice view, it is not older than `max_age_s`. An
+    absent event row is a never-seen account or pair: its features have their `empty` values. Any other row that cannot
+    be used is null.
+    """
+    payments = len(transactions)
+    both_ms = np.concatenate([transactions.event_ms, transactions.event_ms])
+    other_id = np.concatenate([transactions.receiver_id, transactions.sender_id])
+    accounts = build_account_inputs(spec, both_ms, other_id, blocks.accounts)
+    pair_x = _matrix(spec.pair_views, spec.pair, blocks.pairs, both_ms)
+    transaction_x = np.concatenate(
+        [
+            _request_columns(spec, transactions),
+            _history_columns(spec, transactions, blocks.accounts),
+            pair_x[:payments],
+            pair_x[payments:],
+        ],
+        axis=1,
+    )
+    return InputTuples(
+        sender_x=accounts.account_x[:payments],
+        receiver_x=accounts.account_x[payments:],
+        transaction_x=transaction_x,
+        neighbour_x=accounts.neighbour_x,
+        neighbour_index=accounts.neighbour_index,
+    )
+
+
+def build_account_inputs(
+    spec: InputSpec, event_ms: Int64, other_id: npt.NDArray[np.object_], blocks: Mapping[str, RowBlock]
+) -> AccountInputs:
+    """Build the model's inputs for A accounts at instants `event_ms` [A].
+
+    `other_id` [A] is whom each account pays or is paid by at that instant, None for nobody; `blocks` holds A rows per
+    account view.
+    """
+    neighbour_x, neighbour_index = _neighbours(spec, event_ms, other_id, blocks)
+    return AccountInputs(
+        account_x=_matrix(spec.account_views, spec.account, blocks, event_ms),
+        neighbour_x=neighbour_x,
+        neighbour_index=neighbour_index,
+    )
+
+
+def _usable(view: ViewSchema, block: RowBlock, event_ms: Int64) -> Bools:
+    """Which rows had been written by then and still count; see `build_tuples`."""
+    usable: Bools = block.present & (block.as_of_ms <= event_ms)
+    if view.cadence is Cadence.SLICE and view.max_age_s is not None:
+        usable &= event_ms - block.as_of_ms <= view.max_age_s * 1_000
+    return usable
+
+
+def _matrix(
+    views: Sequence[ViewSchema],
+    names: Sequence[str],
+    blocks: Mapping[str, RowBlock],
+    event_ms: Int64,
+) -> Float32:
+    """Scalar features of `views`, float32 [rows, len(names)], in the order of `names` (grouped by view)."""
+    out = np.empty((len(event_ms), len(names)), np.float32)
+    column = 0
+    for view in views:
+        features = [view.feature(name.partition(":")[2]) for name in names if name.startswith(f"{view.name}:")]
+        block, part = blocks[view.name], out[:, column : column + len(features)]
+        part[:] = block.matrix([feature.name for feature in features])
+        for position, feature in enumerate(features):
+            if feature.dtype is DType.TIMESTAMP:
+                part[:, position] = (event_ms - block.float64(feature.name)) / MS_PER_S
+        part[~_usable(view, block, event_ms)] = np.nan
+        if view.cadence is Cadence.EVENT:
+            empty = [np.nan if feature.empty is None else feature.empty for feature in features]
+            part[~block.present] = np.array(empty, np.float32)
+        column += len(features)
+    return out
+
+
+def _request_columns(spec: InputSpec, transactions: TransactionColumns) -> Float32:
+    features = request_features(transactions, base_exponent=spec.base_exponent)
+    return np.stack([features[name] for name in spec.request], axis=1).astype(np.float32)
+
+
+def _history_columns(spec: InputSpec, transactions: TransactionColumns, blocks: Mapping[str, RowBlock]) -> Float32:
+    payments = len(transactions)
+    both_ms = np.concatenate([transactions.event_ms, transactions.event_ms])
+    names = {feature.view for feature in spec.history}
+    usable = {name: _usable(spec.view(name), blocks[name], both_ms) for name in names}
+    out = np.full((payments, len(spec.history)), np.nan, np.float32)
+    for position, feature in enumerate(spec.history):
+        side = slice(0, payments) if feature.side == "sender" else slice(payments, 2 * payments)
+        value = _against_history(feature, transactions.amount, blocks[feature.view], side)
+        out[:, position] = np.where(usable[feature.view][side], value, np.nan)
+    return out
+
+
+def _against_history(feature: HistoryFeature, amount: Int64, block: RowBlock, side: slice) -> Float64:
+    if feature.kind == "percentile":
+        offsets, values = block.lists(feature.columns[0])
+        return amount_percentiles(offsets[side.start : side.stop + 1], values, amount)
+    mean = block.float64(feature.columns[0])[side]
+    if feature.kind == "ratio":
+        return _divide(amount.astype(np.float64), mean)
+    return _divide(amount - mean, block.float64(feature.columns[1])[side])
+
+
+def _divide(numerator: Float64, denominator: Float64) -> Float64:
+    """numerator / denominator, NaN where the denominator is zero or null."""
+    defined = denominator > 0
+    out: Float64 = np.divide(numerator, denominator, out=np.full(len(denominator), np.nan), where=defined)
+    return out
+
+
+def _neighbours(
+    spec: InputSpec, event_ms: Int64, other_id: npt.NDArray[np.object_], blocks: Mapping[str, RowBlock]
+) -> tuple[Float32, Int64]:
+    """Edge features and the account of each edge; see AccountInputs."""
+    width = len(spec.neighbour_names)
+    block = blocks.get(NEIGHBOUR_VIEW)
+    if block is None:
+        return np.empty((0, width), np.float32), np.empty(0, np.int64)
+    usable = _usable(spec.view(NEIGHBOUR_VIEW), block, event_ms)
+    offsets, ids = block.lists("neighbour_ids")
+    count = np.where(usable, np.minimum(np.diff(offsets), spec.neighbours), 0)
+    edge = _ranges(offsets[:-1], count)
+    side = np.repeat(np.arange(len(count)), count)
+    out = np.empty((len(edge), width), np.float32)
+    amount = block.lists("neighbour_amounts")[1][edge] / 10.0**spec.base_exponent
+    gap_ms = event_ms[side] - block.lists("neighbour_timestamps")[1][edge]
+    out[:, 0] = np.log1p(np.abs(amount))
+    out[:, 1] = block.lists("neighbour_directions")[1][edge] == SENT
+    out[:, 2] = np.log1p(np.maximum(gap_ms, 0) / MS_PER_S)
+    out[:, 3] = ids[edge] == other_id[side]
+    profile = block.lists("neighbour_profile")[1].reshape(-1, NEIGHBOUR_PROFILE_SIZE)
+    columns = [NEIGHBOUR_PROFILE.index(name) for name in spec.profile]
+    out[:, len(EDGE_FEATURES) :] = profile[edge][:, columns]
+    return out, side
+
+
+def _ranges(start: Int64, count: Int64) -> Int64:
+    """Return start[0], start[0] + 1, …, (count[0] of them), then the same for each further start."""
+    total = int(count.sum())
+    if total == 0:
+        return np.empty(0, np.int64)
+    before = np.cumsum(count) - count
+    out: Int64 = np.arange(total, dtype=np.int64) + np.repeat(start - before, count)
+    return out
+
+
+__all__ = [
+    "AccountInputs",
+    "InputTuples",
+    "TransactionColumns",
+    "TupleBlocks",
+    "build_account_inputs",
+    "build_tuples",
+    "row_requests",
+]

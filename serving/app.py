@@ -1,0 +1,54 @@
+"""The application: routes, errors, middleware, and a lifespan that builds what they work with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+
+from graph_features.settings import PlatformSettings, ServingSettings
+from serving import openapi, problems, routes_features, routes_ingest, routes_jobs, routes_ops, routes_predict
+from serving.middleware import RequestMiddleware, Shared
+from serving.services import BuildServices
+
+_DESCRIPTION = """Real-time fraud scores for payments, from graph features held online.
+
+Bad input is answered with `application/problem+json` (RFC 9457) that names the field, what was expected and what came.
+Every reply carries `X-Request-Id`; send one to have it kept."""
+
+
+def create_app(platform: PlatformSettings, settings: ServingSettings, *, build: BuildServices | None = None) -> FastAPI:
+    """The server of `platform`. `build` makes the services it works with, by default those of the active profile."""
+    shared = Shared(max_in_flight=settings.max_in_flight)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _builder(build)(platform, settings) as services:
+            app.state.services = services
+            shared.metrics = services.metrics
+            yield
+
+    app = FastAPI(title="Ringfence", version=_version(), description=_DESCRIPTION, lifespan=lifespan)
+    app.add_middleware(RequestMiddleware, shared=shared)
+    problems.install(app)
+    openapi.install(app)
+    for routes in (routes_predict, routes_features, routes_ingest, routes_jobs, routes_ops):
+        app.include_router(routes.router)
+    return app
+
+
+def _builder(build: BuildServices | None) -> BuildServices:
+    if build is not None:
+        return build
+    from serving.build import services_of_profile
+
+    return services_of_profile
+
+
+def _version() -> str:
+    try:
+        return version("ringfence")
+    except PackageNotFoundError:
+        return "0"

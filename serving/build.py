@@ -1,0 +1,109 @@
+"""Builds the server's parts for the active profile: the only place that knows which process does what."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+from graph_features.catalog import catalog
+from graph_features.jobs.kinds import feature_kinds
+from graph_features.jobs.ledger import open_ledger
+from graph_features.settings import IngestSettings, PlatformSettings, PoolKind, ServingSettings, load
+from serving.decisions import DecisionLog, open_engine
+from serving.engineering import FeatureEngineering
+from serving.graph_sync import GraphSync
+from serving.inference import own_environment
+from serving.jobs import Jobs
+from serving.lazy_stores import LazyStores
+from serving.metrics import Metrics
+from serving.models import ModelFollower
+from serving.payments import Payments
+from serving.pool import InlinePool, Pool, ProcessPool
+from serving.predict import Predictor
+from serving.services import Services, Stores
+from serving.worker import HandlerSpec
+from training import registry
+
+PRELOADED = ("serving.inference", "onnxruntime")
+"""Imported once by the fork server: an inference worker then starts in a tenth of a second. Nothing of features."""
+
+
+@asynccontextmanager
+async def services_of_profile(platform: PlatformSettings, settings: ServingSettings) -> AsyncIterator[Services]:
+    """Open stores and pools, start the services, and close everything at the end."""
+    services = build(platform, settings)
+    try:
+        await services.start()
+        yield services
+    finally:
+        await services.stop()
+
+
+def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
+    """Every part, wired; nothing runs yet but worker processes and the writer of decisions."""
+    platform = platform.model_copy(update={"home": platform.home.resolve()})
+    stores = LazyStores(platform)
+    stores.records.create_schema()
+    stores.graph.create_schema()
+    decisions = DecisionLog(open_engine(platform))
+    decisions.start()
+    metrics = Metrics()
+    inference = _pool(platform, settings, "inference", settings.workers or platform.workers)
+    features = _pool(platform, settings, "features", settings.feature_workers)
+    refresh_s = settings.refresh_timeout_ms / 1e3
+    engineering = FeatureEngineering(pool=features, task_timeout_s=refresh_s, metrics=metrics)
+    return Services(
+        platform=platform,
+        settings=settings,
+        payments=Payments(load(IngestSettings), future_skew_ms=settings.future_skew_s * 1_000),
+        stores=Stores(
+            records=stores.records,
+            online=stores.online,
+            graph_ping=lambda: stores.graph.ping(),
+            offline_ping=lambda: stores.offline.ping(),
+            schemas=catalog().schemas,
+        ),
+        inference=inference,
+        features=features,
+        engineering=engineering,
+        graph_sync=GraphSync(pool=features, timeout_s=refresh_s),
+        predictor=Predictor(
+            pool=inference,
+            engineering=engineering,
+            shard_rows=settings.shard_rows,
+            score_timeout_s=settings.score_timeout_ms / 1e3,
+            deadline_s=settings.deadline_ms / 1e3,
+        ),
+        follower=ModelFollower(
+            name=settings.model_name,
+            alias=settings.model_alias,
+            resolve=partial(registry.resolve, settings.model_name, settings.model_alias, home=platform.home),
+            feature_hash=lambda views: catalog().feature_hash(views),
+            pool=inference,
+            metrics=metrics,
+        ),
+        decisions=decisions,
+        jobs=Jobs(
+            ledger=open_ledger(platform),
+            kinds=feature_kinds(stores),
+            open_pool=lambda: _pool(platform, settings, "jobs", 1),
+        ),
+        metrics=metrics,
+        close_stores=stores.close,
+    )
+
+
+_HANDLERS = {
+    "inference": "serving.inference:InferenceWorker",
+    "features": "serving.engineer:FeatureWorker",
+    "jobs": "serving.jobs:JobWorker",
+}
+
+
+def _pool(platform: PlatformSettings, settings: ServingSettings, name: str, size: int) -> Pool:
+    spec = HandlerSpec(target=_HANDLERS[name], args=(platform, own_environment()))
+    if settings.pool is PoolKind.INLINE:
+        make: Callable[[], object] = spec.build
+        return InlinePool(name=name, size=1 if name == "inference" else size, build=make)
+    return ProcessPool(name=name, size=size, spec=spec, preload=PRELOADED)

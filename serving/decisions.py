@@ -1,0 +1,200 @@
+"""The durable record of every decision: what was scored, from which rows, by which model, with what outcome."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from graph_features.errors import StoreUnavailableError
+from graph_features.settings import PlatformSettings, PostgresSettings, Profile, load
+
+SCHEMA = "ringfence"
+WRITE_TIMEOUT_S = 5.0
+_LARGEST_GROUP = 10_000
+
+_BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_JSON = sa.JSON().with_variant(JSONB(), "postgresql")
+
+
+def _table(metadata: sa.MetaData) -> sa.Table:
+    return sa.Table(
+        "decisions",
+        metadata,
+        sa.Column("id", _BIG, primary_key=True, autoincrement=True),
+        sa.Column("transaction_id", sa.Text, nullable=False, index=True),
+        sa.Column("request_id", sa.Text, nullable=False),
+        sa.Column("scored_at_ms", sa.BigInteger, nullable=False, index=True),
+        sa.Column("event_timestamp_ms", sa.BigInteger, nullable=False),
+        sa.Column("model_name", sa.Text, nullable=False),
+        sa.Column("model_version", sa.Text, nullable=False),
+        sa.Column("model_alias", sa.Text, nullable=False),
+        sa.Column("feature_hash", sa.Text, nullable=False),
+        sa.Column("fraud_score", sa.Double, nullable=False),
+        sa.Column("threshold", sa.Double, nullable=False),
+        sa.Column("decision", sa.Text, nullable=False),
+        # The payment as it was scored, and per role and view the row it was scored from: [as_of ms, created us].
+        sa.Column("inputs", _JSON, nullable=False),
+        sa.Column("rows", _JSON, nullable=False),
+        sa.Column("unseen", _JSON, nullable=False),
+        sa.Column("degraded", _JSON, nullable=False),
+    )
+
+
+def open_engine(platform: PlatformSettings) -> sa.Engine:
+    """The system-of-record database: PostgreSQL, or a SQLite file of its own in RINGFENCE_HOME."""
+    if platform.profile is Profile.SERVICES:
+        conninfo = load(PostgresSettings).conninfo()
+        return sa.create_engine(
+            "postgresql+psycopg://",
+            connect_args={**conninfo, "options": f"-c statement_timeout={int(WRITE_TIMEOUT_S * 1000)}"},
+            json_serializer=_to_json,
+            json_deserializer=msgspec.json.decode,
+            pool_pre_ping=True,
+            pool_size=2,
+        )
+    platform.home.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(
+        f"sqlite:///{platform.home / 'decisions.sqlite'}",
+        connect_args={"timeout": WRITE_TIMEOUT_S},
+        json_serializer=_to_json,
+        json_deserializer=msgspec.json.decode,
+    )
+    sa.event.listen(engine, "connect", _durable)
+    return engine
+
+
+def _to_json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _durable(connection: Any, _: Any) -> None:
+    # Readers beside the writer, and a commit that survives the power.
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+class DecisionLog:
+    """Writes decisions in batches: records of requests that arrive together share one commit."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._metadata = sa.MetaData(schema=SCHEMA if engine.dialect.name == "postgresql" else None)
+        self.table = _table(self._metadata)
+        self._waiting: queue.SimpleQueue[tuple[list[dict[str, Any]], Future[None]] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write_loop, name="decisions", daemon=True)
+        self._started = False
+        self._closed = False
+
+    def start(self) -> None:
+        """Create what is missing in the database and begin to write."""
+        try:
+            with self._engine.begin() as connection:
+                if self._metadata.schema:
+                    connection.execute(sa.schema.CreateSchema(SCHEMA, if_not_exists=True))
+            self._metadata.create_all(self._engine)
+        except sa.exc.SQLAlchemyError as error:
+            raise _unavailable(error) from error
+        self._writer.start()
+        self._started = True
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> Future[None]:
+        """Write `rows`, all or none; the future ends when they are committed."""
+        done: Future[None] = Future()
+        if self._closed:
+            done.set_exception(StoreUnavailableError("the server is stopping"))
+            return done
+        self._waiting.put((list(rows), done))
+        return done
+
+    def find(self, transaction_id: str, *, limit: int = 100) -> list[dict[str, Any]]:
+        """Decisions on one transaction, newest first."""
+        query = (
+            sa.select(self.table)
+            .where(self.table.c.transaction_id == transaction_id)
+            .order_by(self.table.c.id.desc())
+            .limit(limit)
+        )
+        try:
+            with self._engine.connect() as connection:
+                return [dict(row) for row in connection.execute(query).mappings()]
+        except sa.exc.SQLAlchemyError as error:
+            raise _unavailable(error) from error
+
+    def purge(self, *, before_ms: int) -> int:
+        """Delete decisions made before `before_ms`; return how many there were."""
+        try:
+            with self._engine.begin() as connection:
+                return connection.execute(sa.delete(self.table).where(self.table.c.scored_at_ms < before_ms)).rowcount
+        except sa.exc.SQLAlchemyError as error:
+            raise _unavailable(error) from error
+
+    def ping(self) -> None:
+        """Raise StoreUnavailableError unless decisions can be read and the writer runs."""
+        if not self._writer.is_alive():
+            raise StoreUnavailableError("the writer of decisions has stopped; restart the server")
+        try:
+            with self._engine.connect() as connection:
+                connection.execute(sa.select(self.table.c.id).limit(1)).all()
+        except sa.exc.SQLAlchemyError as error:
+            raise _unavailable(error) from error
+
+    def close(self) -> None:
+        """Write what waits, then stop."""
+        self._closed = True
+        if self._started:
+            self._waiting.put(None)
+            self._writer.join(timeout=2 * WRITE_TIMEOUT_S)
+        self._engine.dispose()
+
+    def _write_loop(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group = [first]
+            rows = len(first[0])
+            stop = False
+            while rows < _LARGEST_GROUP:
+                try:
+                    following = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    stop = True
+                    break
+                group.append(following)
+                rows += len(following[0])
+            self._write_group(group)
+            if stop:
+                return
+
+    def _write_group(self, group: list[tuple[list[dict[str, Any]], Future[None]]]) -> None:
+        rows = [row for batch, _ in group for row in batch]
+        failure: StoreUnavailableError | None = None
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(self.table), rows)
+        except sa.exc.DBAPIError as error:
+            if len(group) > 1 and not isinstance(error, sa.exc.OperationalError):
+                # Something about one batch is wrong: the others must not fail with it.
+                for part in group:
+                    self._write_group([part])
+                return
+            failure = _unavailable(error)
+        except sa.exc.SQLAlchemyError as error:
+            failure = _unavailable(error)
+        for _, done in group:
+            if failure is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
+
+
+def _unavailable(error: sa.exc.SQLAlchemyError) -> StoreUnavailableError:
+    # SQLAlchemy's own text quotes the statement's parameters: only the driver's message may go on.
+    cause = getattr(error, "orig", None) or type(error).__name__
+    return StoreUnavailableError(f"the database of decisions failed: {cause}")

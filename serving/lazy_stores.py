@@ -1,0 +1,44 @@
+"""The stores that jobs work on, opened when first used."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from graph_features import backends
+from graph_features.settings import FeatureSettings, PlatformSettings, load
+from graph_features.sources.base import GraphStore, RecordStore
+from graph_features.stores.base import OfflineStore, OnlineStore
+
+
+class LazyStores:
+    """Opens each store of the active profile once, when it is asked for."""
+
+    def __init__(self, platform: PlatformSettings) -> None:
+        self._platform = platform
+
+    @cached_property
+    def records(self) -> RecordStore:
+        return backends.open_records(self._platform)
+
+    @cached_property
+    def graph(self) -> GraphStore:
+        return backends.open_graph(self._platform)
+
+    @cached_property
+    def online(self) -> OnlineStore:
+        return backends.open_online(self._platform)
+
+    @cached_property
+    def offline(self) -> OfflineStore:
+        return backends.open_offline(self._platform)
+
+    @cached_property
+    def feature_settings(self) -> FeatureSettings:
+        return load(FeatureSettings)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        for name in ("records", "graph", "online", "offline"):
+            store = self.__dict__.pop(name, None)
+            if store is not None:
+                store.close()

@@ -1,0 +1,58 @@
+"""Runs the server in this process: uvicorn, one process, drained on SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+
+from graph_features.settings import (
+    PlatformSettings,
+    ServingSettings,
+    export_services_environment,
+    load,
+)
+from serving import logs
+from serving.app import create_app
+
+log = logging.getLogger("ringfence.serving")
+
+
+def run(platform: PlatformSettings | None = None, settings: ServingSettings | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then exit with 0; settings come from the environment where they are not given."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    export_services_environment()
+    platform = platform or load(PlatformSettings)
+    settings = settings or load(ServingSettings)
+    # MLflow would put its own lines between ours.
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
+    logs.configure(settings.log_level)
+    config = uvicorn.Config(
+        create_app(platform, settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        timeout_keep_alive=30,
+    )
+    # Bound before anything is built: a port that is taken is known at once, and port 0 gets its number.
+    listener = config.bind_socket()
+    host, port = listener.getsockname()[:2]
+    log.info("listening", extra={"url": f"http://{host}:{port}", "pid": os.getpid()})
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - what signal handlers take
+    """A stop that was asked for is no failure. Uvicorn sends its signals on here when it has ended."""
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,96 @@
+"""Around every request: an id, a limit on how many are at work, a log line, metrics, security headers."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.logs import REQUEST_ID
+from serving.metrics import Metrics
+from serving.problems import RETRY_AFTER_S, OverloadedError, problem_of, respond
+
+log = logging.getLogger("ringfence.serving.access")
+
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ALWAYS_ANSWERED = ("/health", "/metrics")
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+@dataclass(kw_only=True)
+class Shared:
+    """What the middleware shares with the application, whose metrics exist only once it has started."""
+
+    max_in_flight: int
+    metrics: Metrics | None = None
+    in_flight: int = 0
+
+    def enter(self, change: int) -> None:
+        """Count a request that begins (1) or ends (-1)."""
+        self.in_flight += change
+        if self.metrics is not None:
+            self.metrics.in_flight.set(self.in_flight)
+
+
+class RequestMiddleware:
+    """Pure ASGI: costs microseconds and never touches a body."""
+
+    def __init__(self, app: ASGIApp, *, shared: Shared) -> None:
+        self._app = app
+        self._shared = shared
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        scope["ringfence.request_id"] = request_id
+        REQUEST_ID.set(request_id)
+        begun = time.perf_counter()
+        status = 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        counted = not scope["path"].startswith(_ALWAYS_ANSWERED)
+        if counted and self._shared.in_flight >= self._shared.max_in_flight:
+            await self._refuse(scope, receive, answer)
+        else:
+            await self._run(scope, receive, answer, counted=counted)
+        self._record(scope, status, time.perf_counter() - begun)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send, *, counted: bool) -> None:
+        self._shared.enter(counted)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._shared.enter(-counted)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._shared.metrics is not None:
+            self._shared.metrics.refused.inc()
+        problem = problem_of(OverloadedError(), Request(scope))
+        await respond(problem, {"Retry-After": str(RETRY_AFTER_S)})(scope, receive, send)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        # Paths and methods of the client's own making would make labels without end.
+        route = getattr(scope.get("route"), "path", "unknown")
+        method = scope["method"] if route != "unknown" else "any"
+        if self._shared.metrics is not None:
+            self._shared.metrics.requests.labels(route, method, str(status)).inc()
+            self._shared.metrics.request_seconds.labels(route).observe(seconds)
+        log.info("request", extra={"route": route, "method": method, "status": status, "ms": round(seconds * 1e3, 2)})

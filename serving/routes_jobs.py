@@ -1,0 +1,86 @@
+"""Jobs on demand: materialize, backfill, slices, sync_graph."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response
+
+from graph_features.errors import InvalidInputError, UnknownJobError
+from serving import openapi
+from serving.api import JobKindsReply, JobReply, JobRequest, JobsReply
+from serving.parse import decode, read_body
+from serving.problems import NotFoundError, request_id
+from serving.replies import json_reply
+from serving.services import services_of
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    openapi_extra=openapi.request_body(JobRequest, {"kind": "materialize", "parameters": {}}),
+    responses=openapi.responses(JobReply, 400, 413, 503, success=202),
+    response_class=Response,
+)
+async def submit(request: Request) -> Response:
+    """Queue a job and run it in the background; GET /jobs/{id} shows how far it is."""
+    services = services_of(request)
+    asked = decode(await read_body(request, services.settings), JobRequest)
+    if "\\u0000" in json.dumps(asked.parameters):
+        raise InvalidInputError(field="parameters", expected="text without NUL characters", got=asked.parameters)
+    try:
+        job = await asyncio.to_thread(services.jobs.submit, asked.kind, asked.parameters)
+    except InvalidInputError as error:
+        raise _inside_parameters(error, asked) from None
+    except (ValueError, OverflowError) as error:
+        raise InvalidInputError(field="parameters", expected="values within range", got=str(error)) from None
+    reply = json_reply(JobReply(job=job.to_json(), request_id=request_id(request)), 202)
+    reply.headers["Location"] = f"/jobs/{job.id}"
+    return reply
+
+
+def _inside_parameters(error: InvalidInputError, asked: JobRequest) -> InvalidInputError:
+    if error.field in ("kind", "parameters"):
+        return error
+    parameter: Any = asked.parameters
+    for step in error.field.split("."):
+        parameter = parameter.get(step) if isinstance(parameter, dict) else None
+    return InvalidInputError(field=f"parameters.{error.field}", expected=error.expected, got=parameter)
+
+
+@router.get("/jobs", responses=openapi.responses(JobsReply, 400, 503), response_class=Response)
+async def jobs(request: Request, limit: Annotated[int, Query(ge=1, le=1_000)] = 100) -> Response:
+    """Jobs, newest first."""
+    found = await asyncio.to_thread(services_of(request).jobs.list, limit=limit)
+    return json_reply(JobsReply(jobs=[job.to_json() for job in found], request_id=request_id(request)))
+
+
+@router.get("/jobs/kinds", responses=openapi.responses(JobKindsReply), response_class=Response)
+async def kinds(request: Request) -> Response:
+    """The kinds of job, with their parameters as JSON Schema."""
+    return json_reply(JobKindsReply(kinds=services_of(request).jobs.kinds(), request_id=request_id(request)))
+
+
+@router.get("/jobs/{job_id}", responses=openapi.responses(JobReply, 400, 404, 503), response_class=Response)
+async def job(request: Request, job_id: UUID) -> Response:
+    """One job: state, progress, error."""
+    try:
+        found = await asyncio.to_thread(services_of(request).jobs.get, job_id)
+    except UnknownJobError as error:
+        raise NotFoundError(str(error)) from None
+    return json_reply(JobReply(job=found.to_json(), request_id=request_id(request)))
+
+
+@router.post("/jobs/{job_id}/cancel", responses=openapi.responses(JobReply, 400, 404, 503), response_class=Response)
+async def cancel(request: Request, job_id: UUID) -> Response:
+    """Cancel a job; one that runs stops at its next safe point. Asking twice changes nothing."""
+    try:
+        found = await asyncio.to_thread(services_of(request).jobs.cancel, job_id)
+    except UnknownJobError as error:
+        raise NotFoundError(str(error)) from None
+    return json_reply(JobReply(job=found.to_json(), request_id=request_id(request)))

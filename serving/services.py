@@ -1,0 +1,140 @@
+"""What the routes work with: built once when the server starts, each part with its own ping, closed when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass, field
+from typing import cast
+
+from fastapi import Request
+
+from graph_features.errors import RingfenceError
+from graph_features.schema import ViewSchema
+from graph_features.settings import PlatformSettings, ServingSettings
+from graph_features.sources.base import RecordStore
+from graph_features.stores.base import OnlineStore
+from serving.decisions import DecisionLog
+from serving.engineering import FeatureEngineering
+from serving.graph_sync import GraphSync
+from serving.health import Health, Resource, pool_ping
+from serving.jobs import Jobs
+from serving.metrics import Metrics
+from serving.models import ModelFollower
+from serving.payments import Payments
+from serving.pool import Pool
+from serving.predict import Predictor
+
+log = logging.getLogger("ringfence.serving")
+
+PURGE_EVERY_S = 3_600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stores:
+    """The stores that the server itself talks to. `schemas` are the catalogue's views by name."""
+
+    records: RecordStore
+    online: OnlineStore
+    graph_ping: Callable[[], None]
+    offline_ping: Callable[[], None]
+    schemas: dict[str, ViewSchema]
+
+
+@dataclass(kw_only=True)
+class Services:
+    """The server's parts. `clock_ms` is the wall clock in epoch milliseconds: it judges requests, never features."""
+
+    platform: PlatformSettings
+    settings: ServingSettings
+    payments: Payments
+    stores: Stores
+    inference: Pool
+    features: Pool
+    engineering: FeatureEngineering
+    graph_sync: GraphSync
+    predictor: Predictor
+    follower: ModelFollower
+    decisions: DecisionLog
+    jobs: Jobs
+    metrics: Metrics
+    close_stores: Callable[[], None] = lambda: None
+    clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    draining: bool = False
+    health: Health = field(init=False)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    background: set[asyncio.Future[bool]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.health = Health(self._resources())
+        self.metrics.watch((self.inference, self.features))
+
+    def _resources(self) -> list[Resource]:
+        return [
+            Resource(name="records", needed=True, ping=self.stores.records.ping),
+            Resource(name="online_store", needed=True, ping=self.stores.online.ping),
+            Resource(name="decisions", needed=True, ping=self.decisions.ping),
+            Resource(name="model", needed=True, ping=self.follower.ping),
+            Resource(name="inference_workers", needed=True, ping=pool_ping(self.inference)),
+            Resource(name="feature_workers", needed=False, ping=pool_ping(self.features)),
+            Resource(name="graph", needed=False, ping=self.stores.graph_ping),
+            Resource(name="offline_store", needed=False, ping=self.stores.offline_ping),
+            Resource(name="jobs", needed=False, ping=self.jobs.ping),
+        ]
+
+    async def start(self) -> None:
+        """Begin to follow the model and to delete decisions past their retention."""
+        self._tasks = [
+            asyncio.create_task(self.follower.follow(self.settings.model_poll_s)),
+            asyncio.create_task(self._purge()),
+        ]
+
+    async def stop(self) -> None:
+        """Let what runs come to its end, in the order in which it depends on each other."""
+        self.draining = True
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        if self.background:
+            await asyncio.wait(set(self.background), timeout=self.settings.drain_s)
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self.inference.close(drain_s=self.settings.drain_s)
+        self.features.close(drain_s=self.settings.drain_s)
+        self.jobs.close()
+        self.decisions.close()
+        self.health.close()
+        self.close_stores()
+
+    def later(self, work: asyncio.Future[bool]) -> None:
+        """Keep a background task alive until it ends."""
+        self.background.add(work)
+        work.add_done_callback(self.background.discard)
+
+    async def _purge(self) -> None:
+        if not self.settings.decision_retention_days:
+            return
+        while True:
+            before_ms = self.clock_ms() - self.settings.decision_retention_days * 86_400_000
+            try:
+                purged = await asyncio.to_thread(self.decisions.purge, before_ms=before_ms)
+            except RingfenceError as error:
+                log.warning("decisions not purged", extra={"error": str(error)})
+            else:
+                if purged:
+                    log.info("decisions purged", extra={"rows": purged})
+            await asyncio.sleep(PURGE_EVERY_S)
+
+
+BuildServices = Callable[[PlatformSettings, ServingSettings], AbstractAsyncContextManager[Services]]
+
+
+def services_of(request: Request) -> Services:
+    """The services of the application that answers this request."""
+    return cast(Services, request.app.state.services)

@@ -1,0 +1,284 @@
+"""From stored payments to a promoted model on the embedded profile, through Feast and MLflow, and what may not leak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from graph_features.backends import open_offline, open_online, open_records
+from graph_features.catalog import catalog
+from graph_features.clock import DAY_MS, from_ms
+from graph_features.contracts import LABEL_SCHEMA, TRANSACTION_SCHEMA
+from graph_features.drivers.batch import event_rows, latest_rows, slice_rows
+from graph_features.edges import EdgeTable
+from graph_features.errors import ModelError
+from graph_features.schema import Cadence
+from graph_features.settings import FeatureSettings, PlatformSettings, TrainingSettings
+from graph_features.tuples import InputTuples, TransactionColumns, TupleBlocks, build_tuples, row_requests
+from training.bundle import Bundle
+from training.history import History, current_spec, open_history
+from training.promote import promote_model
+from training.registry import Registry
+from training.train import TrainReport, train_model
+
+START_MS = 1_700_000_000_000 // DAY_MS * DAY_MS
+DAYS = 14
+SETTINGS = TrainingSettings(
+    label_maturity_s=86_400, neighbours=4, hidden=16, epochs=6, patience=3, batch_rows=256, seed=3, chunk_rows=700
+)
+
+
+def day(number: float) -> datetime:
+    return from_ms(START_MS + int(number * DAY_MS))
+
+
+def payments(seed: int = 7, rows: int = 4_000) -> tuple[pa.Table, pa.Table]:
+    """Payments of 60 senders to 40 receivers; some receivers are compromised for days, labels come a day later."""
+    generator = np.random.default_rng(seed)
+    event_ms = np.sort(START_MS + generator.integers(0, DAYS * DAY_MS, rows))
+    sender, receiver = generator.integers(0, 60, rows), generator.integers(0, 40, rows)
+    amount = np.round(np.exp(generator.normal(8, 0.7, rows))).astype(np.int64) + 1
+    compromised_from = np.where(np.arange(40) % 4 == 0, (np.arange(40) // 4) * 1.2, np.inf)
+    days = (event_ms - START_MS) / DAY_MS
+    fraud = (days >= compromised_from[receiver]) & (days < compromised_from[receiver] + 4)
+    amount[fraud] *= 3
+    ids = [f"p{row:05d}" for row in range(rows)]
+    columns = {
+        "transaction_id": ids,
+        "event_timestamp": pa.array(event_ms, TRANSACTION_SCHEMA.field("event_timestamp").type),
+        "sender_id": [f"s{code}" for code in sender],
+        "receiver_id": [f"r{code}" for code in receiver],
+        "amount": amount,
+        "currency": ["EUR"] * rows,
+        "amount_base": amount,
+        "channel": [("card", "online", None)[row % 3] for row in range(rows)],
+    }
+    missing = {name: [None] * rows for name in TRANSACTION_SCHEMA.names if name not in columns}
+    labels = {
+        "transaction_id": ids,
+        "is_fraud": fraud,
+        "label_timestamp": pa.array(event_ms + DAY_MS, LABEL_SCHEMA.field("label_timestamp").type),
+        "fraud_party": ["receiver"] * rows,
+    }
+    return pa.table({**columns, **missing}, TRANSACTION_SCHEMA), pa.table(labels, LABEL_SCHEMA)
+
+
+def fill(platform: PlatformSettings, transactions: pa.Table, labels: pa.Table) -> None:
+    """Store payments and every event row and daily slice of them, offline."""
+    from feature_repo import apply
+
+    records = open_records(platform)
+    records.create_schema()
+    records.write_transactions(transactions)
+    records.write_labels(labels)
+    stored = records.read_all()
+    records.close()
+    apply(platform)
+    edges = EdgeTable.from_arrow(stored.transactions, stored.statuses, stored.labels, max_seq=stored.max_seq)
+    offline = open_offline(platform)
+    settings = FeatureSettings()
+    for view in catalog().schemas.values():
+        if view.cadence is Cadence.SLICE:
+            for number in range(DAYS):
+                instant = START_MS + number * DAY_MS
+                offline.write(view, slice_rows(view, edges, as_of_ms=instant, settings=settings), part=f"s{number}")
+        else:
+            span = {"from_ms": START_MS, "to_ms": START_MS + (DAYS + 2) * DAY_MS}
+            for part, table in enumerate(event_rows(view, edges, settings=settings, **span)):
+                offline.write(view, table, part=f"e{part}")
+    offline.close()
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> PlatformSettings:
+    """An embedded home with payments and features in it."""
+    made = PlatformSettings(home=tmp_path_factory.mktemp("training"))
+    fill(made, *payments())
+    return made
+
+
+@pytest.fixture(scope="module")
+def history(platform: PlatformSettings) -> Iterator[History]:
+    with open_history(platform, SETTINGS) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def report(platform: PlatformSettings) -> TrainReport:
+    """One registered model."""
+    return train_model(
+        platform, train_from=day(3), train_to=day(9), test_from=day(10), test_to=day(13), settings=SETTINGS
+    )
+
+
+def read(history: History, start: float, end: float, cut: float) -> InputTuples:
+    spec = current_spec(SETTINGS)
+    instants = {"start_ms": START_MS + int(start * DAY_MS), "end_ms": START_MS + int(end * DAY_MS)}
+    return history.read(spec, **instants, label_cut_ms=START_MS + int(cut * DAY_MS), name="test").tuples
+
+
+def test_report_has_a_model_better_than_chance(report: TrainReport, platform: PlatformSettings) -> None:
+    """Training through Feast finds the compromised receivers; the registered bundle can be loaded by its version."""
+    assert report.test is not None
+    assert report.test.average_precision > 2 * report.test.frauds / report.test.payments
+    assert report.version == "1"
+    bundle = Bundle.load(Registry.open(platform.home).download("ringfence", "1"))
+    assert bundle.info.feature_hash == catalog().feature_hash()
+    assert bundle.info.metrics["average_precision"] == pytest.approx(report.test.average_precision)
+
+
+def test_training_is_repeatable(report: TrainReport, platform: PlatformSettings, history: History) -> None:
+    """The same data and seed give the same scores, bit for bit."""
+    again = train_model(
+        platform,
+        train_from=day(3),
+        train_to=day(9),
+        test_from=day(10),
+        test_to=day(13),
+        settings=SETTINGS,
+        register=False,
+    )
+    tuples = read(history, 10, 11, 14)
+    first, second = Bundle.load(report.bundle).score(tuples), Bundle.load(again.bundle).score(tuples)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_serving_builds_the_same_tuples(platform: PlatformSettings, history: History) -> None:
+    """Rows read online as packed values give the tuples that training read through the historical join."""
+    spec, before_ms = current_spec(SETTINGS), START_MS + 11 * DAY_MS
+    stored = history.records.read_all(before_ms=before_ms)
+    settings = FeatureSettings()
+    edges = EdgeTable.from_arrow(stored.transactions, stored.statuses, stored.labels, max_seq=stored.max_seq)
+    online = open_online(platform)
+    for view in spec.views:
+        if view.cadence is Cadence.SLICE:
+            online.write(view, slice_rows(view, edges, as_of_ms=before_ms, settings=settings))
+        else:
+            for table in latest_rows(view, edges, None, before_ms=before_ms, settings=settings):
+                online.write(view, table)
+    everything, _ = payments()
+    event_ms = everything["event_timestamp"].cast(pa.int64()).to_numpy()
+    # The first payment after the instant: nothing has happened since the rows were written.
+    table = everything.slice(int(np.searchsorted(event_ms, before_ms)), 1)
+    served = TransactionColumns.from_arrow(table)
+    values = online.read(row_requests(spec, served))
+    online.close()
+    from training.dataset import historical_tuples
+
+    trained = historical_tuples(history.store, spec, table)
+    for name, array in build_tuples(spec, served, TupleBlocks.from_packed(spec, values)).feeds().items():
+        np.testing.assert_array_equal(array, trained.feeds()[name], err_msg=name)
+
+
+def test_future_changes_no_tuple(tmp_path: Path, history: History) -> None:
+    """Payments and labels from an instant on, permuted and changed, leave every tuple before it as it was."""
+    cut_ms = START_MS + 8 * DAY_MS
+    transactions, labels = payments()
+    event_ms = transactions["event_timestamp"].cast(pa.int64()).to_numpy()
+    label_ms = labels["label_timestamp"].cast(pa.int64()).to_numpy()
+    amount = np.where(event_ms >= cut_ms, 999_999, transactions["amount_base"].to_numpy())
+    fraud = np.where(label_ms >= cut_ms, ~labels["is_fraud"].to_numpy(), labels["is_fraud"].to_numpy())
+    for name in ("amount", "amount_base"):
+        position = TRANSACTION_SCHEMA.get_field_index(name)
+        transactions = transactions.set_column(position, TRANSACTION_SCHEMA.field(position), pa.array(amount))
+    labels = labels.set_column(1, LABEL_SCHEMA.field("is_fraud"), pa.array(fraud))
+    other = PlatformSettings(home=tmp_path)
+    fill(other, transactions, labels)
+    with open_history(other, SETTINGS) as changed:
+        after = read(changed, 6, 8, 9)
+    before = read(history, 6, 8, 9)
+    assert len(before) > 300
+    for name, array in before.feeds().items():
+        np.testing.assert_array_equal(array, after.feeds()[name], err_msg=name)
+
+
+def test_promotion_moves_the_alias_and_back(report: TrainReport, platform: PlatformSettings, tmp_path: Path) -> None:
+    """A first model is promoted, a second through gates, a rollback restores the first; the trail says who."""
+    registry = Registry.open(platform.home)
+    gates = tmp_path / "gates.yaml"
+    gates.write_text(
+        "window_days: 3\nleast_frauds: 5\nlargest_calibration_error: 1\nlargest_average_precision_drop: 1\n"
+    )
+    first = promote_model(platform, version=report.version, gates=gates, who="ann", settings=SETTINGS)
+    assert first.promoted, first.reasons
+    assert registry.version_of("ringfence", "champion") == "1"
+    second = train_model(platform, train_from=day(3), train_to=day(9), seed=4, settings=SETTINGS)
+    gates.write_text(gates.read_text() + "largest_card_precision_drop: 1\nlargest_score_shift: 1\n")
+    promoted = promote_model(platform, gates=gates, who="bob", settings=SETTINGS)
+    assert (promoted.version, promoted.previous, promoted.promoted) == (second.version, "1", True), promoted.reasons
+    version, folder = registry.resolve("ringfence", "champion")
+    assert version == second.version
+    assert Bundle.load(folder).info.seed == 4
+    assert registry.tags("ringfence", version)["ringfence.decided_by"] == "bob"
+    back = promote_model(platform, rollback=True, who="eve", settings=SETTINGS)
+    assert registry.version_of("ringfence", "champion") == "1" == back.version
+    with pytest.raises(ModelError, match="none to roll back to"):
+        promote_model(platform, rollback=True, settings=SETTINGS)
+
+
+def test_worse_challenger_is_refused(report: TrainReport, platform: PlatformSettings, tmp_path: Path) -> None:
+    """A gate that does not hold leaves the alias where it was and says why."""
+    registry = Registry.open(platform.home)
+    before = registry.version_of("ringfence", "champion")
+    worse = train_model(
+        platform, train_from=day(3), train_to=day(9), settings=SETTINGS.model_copy(update={"seed": 9, "epochs": 1})
+    )
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("window_days: 3\nleast_frauds: 5\nleast_average_precision: 0.999\n")
+    refused = promote_model(platform, gates=gates, settings=SETTINGS)
+    assert not refused.promoted
+    assert any("average precision" in reason for reason in refused.reasons)
+    assert worse.version is not None
+    assert registry.tags("ringfence", worse.version)["ringfence.decision"] == "refused"
+    assert registry.version_of("ringfence", "champion") == before
+
+
+def test_models_need_no_pickle(
+    report: TrainReport, platform: PlatformSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With pickle forbidden, MLflow loads the registered model and it scores as the bundle does."""
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(Registry.open(platform.home).tracking_uri)
+    model = mlflow.pyfunc.load_model(f"models:/ringfence/{report.version}")
+    bundle = Bundle.load(report.bundle)
+    scores = next(iter(model.predict(bundle.feeds(bundle.example())).values()))
+    np.testing.assert_allclose(scores, bundle.score(bundle.example()), atol=1e-6)
+
+
+def test_wrong_period_says_what_is_wrong(platform: PlatformSettings) -> None:
+    """A period without payments is refused by name, not trained on."""
+    with pytest.raises(ModelError, match="no labelled payments"):
+        train_model(platform, train_from=day(300), train_to=day(310), settings=SETTINGS)
+
+
+def test_handbook_protocol_drops_known_senders(platform: PlatformSettings) -> None:
+    """Under the book's protocol no payment is left whose sender had a fraud in the training period."""
+    report = train_model(
+        platform,
+        train_from=day(3),
+        train_to=day(9),
+        test_from=day(10),
+        test_to=day(12),
+        protocol="handbook",
+        settings=SETTINGS,
+        register=False,
+    )
+    assert report.test is not None
+    transactions, labels = payments()
+    event_ms = transactions["event_timestamp"].cast(pa.int64()).to_numpy()
+    senders = transactions["sender_id"].to_numpy()
+    fraud = labels["is_fraud"].to_numpy()
+    seen = event_ms >= START_MS + 3 * DAY_MS
+    kept = 0
+    for number in (10, 11):
+        known = set(senders[fraud & seen & (event_ms < START_MS + (9 + number - 10) * DAY_MS)].tolist())
+        today = (event_ms >= START_MS + number * DAY_MS) & (event_ms < START_MS + (number + 1) * DAY_MS)
+        kept += sum(sender not in known for sender in senders[today])
+    assert report.test.payments == kept

@@ -1,0 +1,252 @@
+"""The pending protocol, and what a refresh writes to both stores."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from graph_features.catalog import catalog
+from graph_features.drivers.batch import event_rows, latest_rows
+from graph_features.executor import InProcess
+from graph_features.refresh import refresh
+from graph_features.schema import EntityKey, ViewSchema
+from graph_features.settings import FeatureSettings
+from graph_features.stores.codec import encode
+
+SETTINGS = FeatureSettings()
+EVER = 2**60
+
+
+@dataclass
+class MemoryOnline:
+    """OnlineStore's part that a refresh uses: newest rows and marks."""
+
+    rows: dict[tuple[str, EntityKey], dict[str, Any]] = field(default_factory=dict)
+    marks: dict[EntityKey, str] = field(default_factory=dict)
+    fail: Callable[[], None] = lambda: None
+
+    def write(self, view: ViewSchema, table: pa.Table) -> int:
+        self.fail()
+        for row in view.check(table).to_pylist():
+            key = (view.name, tuple(row[name] for name in view.keys))
+            if key not in self.rows or _version(self.rows[key]) <= _version(row):
+                self.rows[key] = row
+        return int(table.num_rows)
+
+    def read(self, requests: Sequence[tuple[ViewSchema, Sequence[EntityKey]]]) -> list[list[bytes | None]]:
+        return [[self._packed(view, key) for key in keys] for view, keys in requests]
+
+    def _packed(self, view: ViewSchema, key: EntityKey) -> bytes | None:
+        row = self.rows.get((view.name, key))
+        return None if row is None else encode(view, pa.Table.from_pylist([row], view.arrow_schema))[0]
+
+    def mark_pending(self, keys: Sequence[EntityKey]) -> None:
+        for key in keys:
+            self.marks[key] = str(int(self.marks.get(key, "0")) + 1)
+
+    def pending(self, keys: Sequence[EntityKey]) -> dict[EntityKey, str]:
+        return {key: self.marks[key] for key in keys if key in self.marks}
+
+    def all_pending(self) -> dict[EntityKey, str]:
+        return dict(self.marks)
+
+    def clear_pending(self, tokens: Mapping[EntityKey, str]) -> None:
+        self.marks = {key: token for key, token in self.marks.items() if tokens.get(key) != token}
+
+
+@dataclass
+class MemoryOffline:
+    """OfflineStore's part that a refresh uses: the newest version of every row."""
+
+    rows: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)
+    versions: int = 0
+    fail: Callable[[], None] = lambda: None
+
+    def write(self, view: ViewSchema, table: pa.Table, *, part: str) -> int:
+        self.fail()
+        for row in view.check(table).to_pylist():
+            key = (view.name, *(row[name] for name in view.keys), row["event_timestamp"])
+            if key not in self.rows or _version(self.rows[key]) <= _version(row):
+                self.rows[key] = row
+                self.versions += 1
+        return int(table.num_rows)
+
+
+def _version(row: dict[str, Any]) -> tuple[Any, Any]:
+    return row["event_timestamp"], row["created_timestamp"]
+
+
+class House:
+    """Records, marks and both stores; `arrive` is what ingest does."""
+
+    def __init__(self, stories: Any) -> None:
+        self.records = stories.MemoryRecords(history=stories.History())
+        self.online = MemoryOnline()
+        self.offline = MemoryOffline()
+
+    def arrive(self, history: Any) -> None:
+        known = {payment.id: payment for payment in (*self.records.history.payments, *history.payments)}
+        touched = [*history.payments, *(known[change.id] for change in (*history.statuses, *history.labels))]
+        keys = {key for p in touched for key in ((p.sender,), (p.receiver,), (p.sender, p.receiver))}
+        self.online.mark_pending(sorted(keys))
+        known_seq = self.records.history.max_seq
+        self.records.history = self.records.history.and_then(history.numbered(after=known_seq))
+
+    def refresh(self, keys: Any = None, **arguments: Any) -> Any:
+        stores = {"records": self.records, "online": self.online, "offline": self.offline}
+        return refresh(keys, **stores, settings=SETTINGS, **arguments)
+
+
+def without_version(rows: Any) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "created_timestamp"} for row in rows]
+
+
+def wanted(history: Any, view: ViewSchema, *, newest: bool) -> list[dict[str, Any]]:
+    edges = history.edges()
+    if newest:
+        tables = latest_rows(view, edges, None, before_ms=EVER, settings=SETTINGS)
+    else:
+        tables = event_rows(view, edges, from_ms=0, to_ms=EVER, settings=SETTINGS)
+    return without_version(row for table in tables for row in table.to_pylist())
+
+
+# The neighbours view also tells of other accounts, whose news renew no row of this one.
+OWN_VIEWS = [view for view in catalog().event_views() if view.name != "account_neighbours"]
+
+examples = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@examples
+@given(data=st.data())
+def test_arrivals_in_any_order_end_in_the_rows_of_one_backfill(data: Any, stories: Any) -> None:
+    """However late things arrive and however often it is refreshed, the stores end as if all had been known at once."""
+    house = House(stories)
+    for prefix in "tuv":
+        known = house.records.history
+        house.arrive(data.draw(stories.histories(max_payments=6, max_changes=5, prefix=prefix, of=known)))
+        house.refresh(**data.draw(st.sampled_from([{}, {"bulk_keys": 10**6}])))
+        assert house.online.marks == {}
+    for view in OWN_VIEWS:
+        stored = [house.offline.rows[key] for key in sorted(house.offline.rows) if key[0] == view.name]
+        assert without_version(stored) == wanted(house.records.history, view, newest=False)
+        newest = [row for (name, _), row in sorted(house.online.rows.items()) if name == view.name]
+        assert without_version(newest) == wanted(house.records.history, view, newest=True)
+
+
+@pytest.fixture
+def busy(stories: Any) -> House:
+    """A house into which a few payments have come."""
+    house = House(stories)
+    pay = functools.partial(stories.Payment, amount=500)
+    payments = [
+        pay(id=f"t{k}", ts_ms=stories.START_MS + k * 1_000, sender="abc"[k % 3], receiver="bcd"[k % 3])
+        for k in range(9)
+    ]
+    house.arrive(stories.History(payments=tuple(payments)))
+    return house
+
+
+def test_bulk_writes_the_same_newest_rows_and_leaves_the_past_to_a_backfill(busy: House, stories: Any) -> None:
+    """Above `bulk_keys` everything is read once; online is the same, offline holds newest rows only."""
+    other = House(stories)
+    other.arrive(busy.records.history)
+    few, many = busy.refresh(), other.refresh(bulk_keys=0)
+    assert other.online.rows == busy.online.rows != {}
+    assert other.records.reads == 0 < busy.records.reads
+    assert many.rows["account_activity"] == 4 < few.rows["account_activity"]
+    assert (few.max_seq, many.max_seq) == (9, 9)
+    # What comes next is complete again.
+    late = stories.Payment(id="late", ts_ms=stories.START_MS + 4_500, sender="a", receiver="d")
+    other.arrive(stories.History(payments=(late,)))
+    report = other.refresh(bulk_keys=0)
+    edges, view = other.records.history.edges(), catalog().schema("account_activity")
+    tables = event_rows(view, edges, from_ms=late.ts_ms, to_ms=EVER, settings=SETTINGS, accounts=["a", "d"])
+    after = [row for table in tables for row in table.to_pylist()]
+    assert report.rows["account_activity"] == len(after) - 2, "all but the two snapshots before the late payment"
+
+
+def test_a_mark_renewed_meanwhile_stays(busy: House) -> None:
+    """What is ingested after the tokens were read keeps its mark: the next refresh covers it."""
+    busy.offline.fail = lambda: busy.online.mark_pending([("a",)]) if busy.online.marks.get(("a",)) == "1" else None
+    busy.refresh()
+    assert busy.online.marks == {("a",): "2"}
+    busy.offline.fail = lambda: None
+    busy.refresh()
+    assert busy.online.marks == {}
+
+
+@pytest.mark.parametrize("side", ["online", "offline"])
+@pytest.mark.parametrize("bulk_keys", [0, 100])
+def test_a_store_that_fails_leaves_every_mark(busy: House, side: str, bulk_keys: int) -> None:
+    """A refresh that cannot write clears nothing, and the next one does it all."""
+    marks = dict(busy.online.marks)
+
+    def down() -> None:
+        raise ConnectionError("the store is away")
+
+    getattr(busy, side).fail = down
+    with pytest.raises(ConnectionError):
+        busy.refresh(bulk_keys=bulk_keys)
+    assert busy.online.marks == marks
+    getattr(busy, side).fail = lambda: None
+    busy.refresh(bulk_keys=bulk_keys)
+    assert busy.online.marks == {}
+    assert len(busy.online.rows) == 4 * 4 + 3
+
+
+def test_named_keys_are_refreshed_pending_or_not(busy: House) -> None:
+    """Keys that are asked for get their newest row; the marks of others stay; unknown ones are never seen."""
+    busy.online.clear_pending({("a",): "1"})
+    report = busy.refresh([("a",), ("b", "c"), ("nobody",), ("b", "a")])
+    assert {key for _, key in busy.online.rows} == {("a",), ("b", "c")}
+    assert report.never_seen == {("nobody",), ("b", "a")}
+    assert ("b", "c") not in busy.online.marks
+    assert ("b",) in busy.online.marks
+    assert report.rows["account_activity"] == 1, "not pending: its past is known to be there"
+
+
+def test_accounts_that_cannot_be_computed_keep_their_mark(busy: House, stories: Any) -> None:
+    """One account whose sums do not fit is reported by name; the others are stored and cleared."""
+    huge = [
+        stories.Payment(id=f"w{k}", ts_ms=stories.START_MS + k, sender="whale", receiver="harbour", amount=10**15)
+        for k in range(5_000)
+    ]
+    busy.arrive(stories.History(payments=tuple(huge)))
+    report = busy.refresh()
+    assert report.failed.keys() == {("whale",), ("harbour",), ("whale", "harbour")} == busy.online.marks.keys()
+    assert "whale: amounts sent add up" in report.failed[("whale",)]
+    assert ("account_activity", ("a",)) in busy.online.rows
+    assert ("account_activity", ("whale",)) not in busy.online.rows
+
+
+def test_an_executor_does_the_same_work(busy: House, stories: Any) -> None:
+    """In parts on an executor the stores end the same; rows are reported as they are written."""
+    other = House(stories)
+    other.arrive(busy.records.history)
+    written: list[int] = []
+    busy.refresh()
+    records = other.records
+    report = other.refresh(
+        executor=InProcess(), open_records=OpenRecords(records.history, type(records)), on_rows=written.append
+    )
+    assert other.online.rows == busy.online.rows
+    assert other.offline.rows == busy.offline.rows
+    assert sum(written) == sum(report.rows.values())
+
+
+@dataclass(frozen=True)
+class OpenRecords:
+    """What a worker calls to open its own record store."""
+
+    history: Any
+    store: type
+
+    def __call__(self) -> Any:
+        return self.store(history=self.history)

@@ -1,0 +1,82 @@
+"""Real worker processes: what they hold in memory, and that they score like this process does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from graph_features.settings import PlatformSettings
+from graph_features.stores.sqlite import SqliteOnlineStore
+from serving.build import PRELOADED
+from serving.inference import own_environment
+from serving.pool import ProcessPool
+from serving.scorer import Shard, ShardScorer
+from serving.worker import HandlerSpec
+
+FORBIDDEN = ("torch", "torch_geometric", "feast", "mlflow", "numba", "pandas")
+
+
+@pytest.fixture
+def home(tmp_path: Path, tiny: SimpleNamespace) -> Path:
+    """A home whose online store knows accounts a and b."""
+    store = SqliteOnlineStore(tmp_path / "online.sqlite", project="ringfence")
+    for account in ("a", "b"):
+        store.write(tiny.ACTIVITY, tiny.row(tiny.ACTIVITY, (account,), tiny.T0 - 1, sent=3, mean=1.5))
+    store.close()
+    return tmp_path
+
+
+@pytest.fixture
+def pool(home: Path) -> Iterator[ProcessPool]:
+    spec = HandlerSpec(
+        target="serving.inference:InferenceWorker", args=(PlatformSettings(home=home), own_environment())
+    )
+    made = ProcessPool(name="inference", size=2, spec=spec, preload=PRELOADED)
+    made.wait_ready()
+    yield made
+    made.close(drain_s=5)
+
+
+def test_workers_are_lean_and_score_like_this_process(
+    pool: ProcessPool, home: Path, model: Any, tiny: SimpleNamespace
+) -> None:
+    """A worker that has scored holds neither torch, feast, mlflow, numba nor pandas, and its scores are ours."""
+    shard = Shard(transactions=tiny.payments_of([("a", "b", tiny.T0), ("b", "new", tiny.T0)]))
+    theirs = [pool.submit("score", model.ref, shard, timeout_s=30).result(timeout=60) for _ in range(2)]
+    store = SqliteOnlineStore(home / "online.sqlite", project="ringfence")
+    ours = ShardScorer(store).score(model.ref, shard)
+    store.close()
+    for result in theirs:
+        assert result.score.tolist() == ours.score.tolist()
+        assert result.state.tolist() == ours.state.tolist()
+    for future in pool.everywhere("loaded_modules", timeout_s=30):
+        loaded = {name.partition(".")[0] for name in future.result(timeout=60)}
+        assert "onnxruntime" in loaded
+        assert not loaded & set(FORBIDDEN)
+
+
+def test_scores_survive_the_death_of_workers(pool: ProcessPool, model: Any, tiny: SimpleNamespace) -> None:
+    """Workers killed while shards are in flight cost retries, never a shard, and capacity is back at once."""
+    for future in pool.everywhere("load", model.ref, timeout_s=30):
+        future.result(timeout=60)
+    pool.on_start("load", model.ref)
+    shard = Shard(transactions=tiny.payments_of([("a", "b", tiny.T0)] * 50))
+    futures = []
+    for burst in range(3):
+        futures += [pool.submit("score", model.ref, shard, timeout_s=60) for _ in range(100)]
+        os.kill(pool.status().pids[0], signal.SIGKILL)
+        time.sleep(0.3 * burst)
+    scores = {tuple(future.result(timeout=60).score.tolist()) for future in futures}
+    assert len(scores) == 1
+    deadline = time.monotonic() + 10
+    while pool.status().alive < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert pool.status().alive == 2
+    assert pool.status().restarts >= 2

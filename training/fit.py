@@ -1,0 +1,252 @@
+"""Trains one network: seeded, early-stopped on validation AP, calibrated. Knows nothing of stores or MLflow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from graph_features.errors import ModelError
+from graph_features.settings import TrainingSettings
+from graph_features.tuples import InputTuples
+from training.metrics import average_precision
+from training.model import FraudGnn, ModelConfig, Network
+from training.progress import Progress, no_progress
+from training.sampler import BatchSampler, positive_weight
+from training.scaling import ColumnScaling
+
+log = logging.getLogger(__name__)
+
+Bools = npt.NDArray[np.bool_]
+Float64 = npt.NDArray[np.float64]
+
+AVERAGE_DECAY = 0.99
+"""Weights are averaged over about a hundred steps: what one odd batch did to them does not reach validation."""
+
+GRADIENT_LIMIT = 1.0
+SCORING_ROWS = 8_192
+
+
+class Inputs(Protocol):
+    """Rows that a network takes, whatever they are: payments or accounts."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Inputs: ...
+
+    def feeds(self) -> dict[str, npt.NDArray[Any]]: ...
+
+
+NetworkT = TypeVar("NetworkT", bound=Network)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One pass over the training rows: mean loss, and AP of the averaged weights on the validation rows."""
+
+    number: int
+    loss: float
+    validation_ap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted(Generic[NetworkT]):
+    """A trained network on the CPU, what each epoch brought, and the epoch whose weights were kept (1-based)."""
+
+    model: NetworkT
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+    device: str
+
+
+def fit(
+    train: tuple[InputTuples, Bools],
+    validation: tuple[InputTuples, Bools] | None,
+    settings: TrainingSettings,
+    *,
+    neighbours: int,
+    epochs: int | None = None,
+    progress: Progress = no_progress,
+) -> Fitted[FraudGnn]:
+    """Train the payment model on (tuples, is_fraud); see `fit_network`."""
+    return fit_network(
+        lambda: _network(train[0], settings, neighbours), train, validation, settings, epochs=epochs, progress=progress
+    )
+
+
+def fit_network(
+    build: Callable[[], NetworkT],
+    train: tuple[Inputs, Bools],
+    validation: tuple[Inputs, Bools] | None,
+    settings: TrainingSettings,
+    *,
+    epochs: int | None = None,
+    progress: Progress = no_progress,
+) -> Fitted[NetworkT]:
+    """Train what `build` makes on (inputs, is_fraud), keep the epoch with the best validation AP.
+
+    Without validation rows it runs exactly `epochs` epochs and keeps the last. The same inputs, settings and device
+    give the same weights, bit for bit on the CPU. Raises ModelError when there is no fraud to learn from.
+    """
+    inputs, is_fraud = train
+    if not is_fraud.any() or is_fraud.all():
+        raise ModelError(
+            f"training needs both fraud and genuine rows, got {int(is_fraud.sum())} frauds among {len(is_fraud)}: "
+            "choose a longer period, or a later label cut"
+        )
+    device = _device(settings.device)
+    with _deterministic(settings.seed):
+        model = build().to(device)
+        run = _Run(model, inputs, is_fraud, validation, settings, epochs or settings.epochs, device)
+        history, best_epoch = run.run(progress)
+    return Fitted(model=model.to("cpu").eval(), epochs=history, best_epoch=best_epoch, device=str(device))
+
+
+class _Run:
+    """The state of one training: network, averaged copy, optimiser."""
+
+    def __init__(
+        self,
+        model: Network,
+        inputs: Inputs,
+        is_fraud: Bools,
+        validation: tuple[Inputs, Bools] | None,
+        settings: TrainingSettings,
+        epochs: int,
+        device: torch.device,
+    ) -> None:
+        self.model, self.inputs, self.validation, self.epochs, self.device = model, inputs, validation, epochs, device
+        self.patience = settings.patience
+        self.targets = torch.from_numpy(is_fraud.astype(np.float32))
+        self.sampler = BatchSampler(
+            labels=is_fraud,
+            batch_rows=settings.batch_rows,
+            seed=settings.seed,
+            negatives_per_positive=settings.negatives_per_positive or None,
+        )
+        weight = positive_weight(is_fraud, limit=settings.positive_weight_limit)
+        self.loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weight, device=device))
+        self.optimiser = torch.optim.AdamW(
+            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        # The rate falls along a cosine over all epochs that may come, whether or not training stops early.
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser,
+            max_lr=settings.learning_rate,
+            total_steps=settings.epochs * self.sampler.count() + 1,
+            pct_start=0.1,
+        )
+        self.averaged = torch.optim.swa_utils.AveragedModel(
+            model,
+            multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY),  # type: ignore[no-untyped-call]
+        )
+
+    def run(self, progress: Progress) -> tuple[tuple[Epoch, ...], int]:
+        """Train; leave the best weights in the network; return what each epoch brought, and the best one's number."""
+        history: list[Epoch] = []
+        best: dict[str, Tensor] = {}
+        best_epoch, best_ap = 0, -1.0
+        total = float(self.epochs * self.sampler.count())
+        for number in range(1, self.epochs + 1):
+            loss = self._epoch(number, progress, total)
+            ap = self._validate()
+            history.append(Epoch(number=number, loss=loss, validation_ap=ap))
+            log.info("epoch %d: loss %.4f, validation AP %.4f", number, loss, ap)
+            if self.validation is None or ap > best_ap:
+                best_epoch, best_ap = number, ap
+                best = {name: value.detach().clone() for name, value in self.averaged.module.state_dict().items()}
+            elif number - best_epoch >= self.patience:
+                break
+        self.model.load_state_dict(best)
+        return tuple(history), best_epoch
+
+    def _epoch(self, number: int, progress: Progress, total: float) -> float:
+        self.model.train()
+        losses, step = 0.0, (number - 1) * self.sampler.count()
+        for rows in self.sampler.batches(number):
+            logit = self.model.logit(*tensors(self.inputs.take(rows), self.device))
+            loss = self.loss(logit, self.targets[rows].to(self.device))
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_LIMIT)
+            self.optimiser.step()
+            self.schedule.step()
+            self.averaged.update_parameters(self.model)
+            losses += float(loss.detach()) * len(rows)
+            step += 1
+            progress(step, total, f"epoch {number}")
+        return losses / max(1, len(self.sampler.rows(number)))
+
+    def _validate(self) -> float:
+        if self.validation is None:
+            return float("nan")
+        inputs, is_fraud = self.validation
+        return average_precision(is_fraud, logits(cast(Network, self.averaged.module), inputs))
+
+
+def logits(model: Network, inputs: Inputs) -> Float64:
+    """Uncalibrated logits of all rows, float64 [B], in pieces that bound memory."""
+    model.eval()
+    device = next(model.parameters()).device
+    out = np.empty(len(inputs), np.float64)
+    with torch.no_grad():
+        for start in range(0, len(inputs), SCORING_ROWS):
+            rows = np.arange(start, min(start + SCORING_ROWS, len(inputs)))
+            out[rows] = model.logit(*tensors(inputs.take(rows), device)).cpu().numpy()
+    return out
+
+
+def tensors(inputs: Inputs, device: torch.device) -> list[Tensor]:
+    """A network's inputs on `device`, in order."""
+    return [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in inputs.feeds().values()]
+
+
+def _network(tuples: InputTuples, settings: TrainingSettings, neighbours: int) -> FraudGnn:
+    account = ColumnScaling.measure(tuples.sender_x, tuples.receiver_x)
+    transaction = ColumnScaling.measure(tuples.transaction_x)
+    neighbour = ColumnScaling.measure(tuples.neighbour_x, with_log=False)
+    config = ModelConfig(
+        account_features=tuples.sender_x.shape[1],
+        transaction_features=tuples.transaction_x.shape[1],
+        neighbour_features=tuples.neighbour_x.shape[1],
+        account_nulls=len(account.null_columns),
+        transaction_nulls=len(transaction.null_columns),
+        neighbour_nulls=len(neighbour.null_columns),
+        neighbours=neighbours,
+        hidden=settings.hidden,
+        heads=settings.heads,
+        dropout=settings.dropout,
+    )
+    model = FraudGnn(config)
+    model.account_scaler.load(account)
+    model.transaction_scaler.load(transaction)
+    model.neighbour_scaler.load(neighbour)
+    return model
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("RINGFENCE_TRAIN_DEVICE is cuda, but torch sees no GPU here: set it to auto or cpu")
+    return torch.device(wanted)
+
+
+@contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """Seed torch and forbid operations whose result depends on scheduling; the caller's state comes back after."""
+    before = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)

@@ -1,0 +1,337 @@
+"""Trains a model on a period, tests it on a later one, and registers it. What `ringfence train` and a job call."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_features.backends import open_records
+from graph_features.clock import MAX_EVENT_MS, from_ms
+from graph_features.errors import ModelError
+from graph_features.input_spec import InputSpec
+from graph_features.settings import PlatformSettings, TrainingSettings, load
+from training.bundle import Bundle, BundleInfo
+from training.calibrate import platt, sigmoid
+from training.dataset import Dataset
+from training.evaluate import Evaluation, Protocol, evaluate, unknown
+from training.history import current_spec, open_history
+from training.metrics import budget_threshold
+from training.periods import Periods
+from training.plots import write_plots
+from training.progress import Progress, no_progress
+from training.registry import Registry, git_revision
+
+log = logging.getLogger(__name__)
+
+EXPORT_SAMPLE = 256
+"""Payments on which the exported graphs are compared with the network."""
+
+FINGERPRINT = "ringfence.fingerprint"
+REPORT = "ringfence.report"
+REPORTED = (
+    *("train_rows", "train_frauds", "left_out", "best_epoch", "validation_average_precision", "threshold", "device"),
+)
+"""What the tag REPORT keeps of a TrainReport."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A trained, calibrated, exported model, and how it came about."""
+
+    bundle: Bundle
+    curves: dict[str, list[float]]
+    best_epoch: int
+    validation_average_precision: float
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What came out. `test` is None without a test period; run and version are None unless registered."""
+
+    periods: Periods
+    bundle: Path
+    run_id: str | None
+    version: str | None
+    train_rows: int
+    train_frauds: int
+    left_out: int
+    best_epoch: int
+    validation_average_precision: float
+    threshold: float
+    device: str
+    test: Evaluation | None
+
+
+def train_model(
+    platform: PlatformSettings,
+    *,
+    train_from: datetime,
+    train_to: datetime,
+    validation_from: datetime | None = None,
+    test_from: datetime | None = None,
+    test_to: datetime | None = None,
+    label_cut: datetime | None = None,
+    protocol: Protocol = "all",
+    seed: int | None = None,
+    register: bool = True,
+    reuse: bool = False,
+    settings: TrainingSettings | None = None,
+    progress: Progress = no_progress,
+) -> TrainReport:
+    """Train on [train_from, train_to) with the labels known before `label_cut`, test on [test_from, test_to).
+
+    Defaults: validation is the last share of the training period (RINGFENCE_TRAIN_VALIDATION_SHARE), the label cut is
+    train_to plus the label maturity, the test period begins at the label cut; without `test_to` nothing is tested. Test
+    labels are those known by now. The same data, settings and seed give the same model on a CPU. Raises ModelError when
+    a period is empty or holds no fraud to learn from. An interrupted call registers nothing. With `reuse`, a version
+    that was trained on exactly this (records, features, periods, settings) is returned in place of a new one.
+    """
+    settings = settings or load(TrainingSettings)
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
+    periods = Periods.plan(
+        train_from=train_from,
+        train_to=train_to,
+        validation_from=validation_from,
+        label_cut=label_cut,
+        test_from=test_from,
+        test_to=test_to,
+        settings=settings,
+    )
+    spec = current_spec(settings)
+    fingerprint = _fingerprint(platform, spec, periods, settings, protocol)
+    if reuse and (earlier := _trained_before(platform, fingerprint, periods, settings)) is not None:
+        return earlier
+    known, test = read_periods(platform, spec, periods, protocol, settings, progress)
+    with tempfile.TemporaryDirectory(prefix="ringfence-train-") as scratch:
+        candidate = make_candidate(known, periods, spec, settings, Path(scratch), progress)
+        result = None
+        if test is not None:
+            result = evaluate(test, candidate.bundle.score(test.tuples), threshold=candidate.bundle.info.threshold)
+            candidate = replace(candidate, bundle=with_metrics(candidate.bundle, result))
+        progress(0.0, None, "registering")
+        run_id, version, path = _store(platform, candidate, known, test, periods, settings, register, Path(scratch))
+    report = TrainReport(
+        periods=periods,
+        bundle=path,
+        run_id=run_id,
+        version=version,
+        train_rows=len(known),
+        train_frauds=int(known.is_fraud.sum()),
+        left_out=known.left_out,
+        best_epoch=candidate.best_epoch,
+        validation_average_precision=candidate.validation_average_precision,
+        threshold=candidate.bundle.info.threshold,
+        device=candidate.device,
+        test=result,
+    )
+    if version is not None:
+        tags = {FINGERPRINT: fingerprint, REPORT: json.dumps({name: getattr(report, name) for name in REPORTED})}
+        Registry.open(platform.home).tag(settings.model_name, version, tags)
+    return report
+
+
+def _fingerprint(
+    platform: PlatformSettings, spec: InputSpec, periods: Periods, settings: TrainingSettings, protocol: Protocol
+) -> str:
+    """What decides how a model comes out: the records, the features, the periods and the settings."""
+    records = open_records(platform)
+    try:
+        max_seq = records.max_seq()
+    finally:
+        records.close()
+    parts = [max_seq, spec.to_json(), periods.to_json(), settings.model_dump(mode="json"), protocol]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _trained_before(
+    platform: PlatformSettings, fingerprint: str, periods: Periods, settings: TrainingSettings
+) -> TrainReport | None:
+    """The report of the newest version with this fingerprint, None when there is none."""
+    registry = Registry.open(platform.home)
+    for found in registry.versions(settings.model_name):
+        tags = registry.tags(settings.model_name, found.version)
+        if tags.get(FINGERPRINT) != fingerprint:
+            continue
+        folder = registry.download(settings.model_name, found.version)
+        metrics = Bundle.load(folder).info.metrics
+        return TrainReport(
+            periods=periods,
+            bundle=folder,
+            run_id=found.run_id,
+            version=str(found.version),
+            test=Evaluation.from_figures(metrics) if metrics else None,
+            **json.loads(tags[REPORT]),
+        )
+    return None
+
+
+def read_periods(
+    platform: PlatformSettings,
+    spec: InputSpec,
+    periods: Periods,
+    protocol: Protocol,
+    settings: TrainingSettings,
+    progress: Progress,
+) -> tuple[Dataset, Dataset | None]:
+    """Read training and validation rows in one, and test rows if there is a test period."""
+    with open_history(platform, settings) as history:
+        known = history.read(
+            spec,
+            start_ms=periods.train_from,
+            end_ms=periods.train_to,
+            label_cut_ms=periods.label_cut,
+            name="training period",
+            progress=progress,
+        )
+        if periods.test_to <= periods.test_from:
+            return known, None
+        test = history.read(
+            spec,
+            start_ms=periods.test_from,
+            end_ms=periods.test_to,
+            label_cut_ms=MAX_EVENT_MS,
+            name="test period",
+            progress=progress,
+        )
+        if protocol == "handbook":
+            records = history.records
+            keep = unknown(test, records, train_from_ms=periods.train_from, train_to_ms=periods.train_to)
+            test = test.take(np.flatnonzero(keep))
+        return known, test
+
+
+def make_candidate(
+    known: Dataset, periods: Periods, spec: InputSpec, settings: TrainingSettings, scratch: Path, progress: Progress
+) -> Candidate:
+    """Fit with early stopping, calibrate on validation rows, fit again on all rows, export into `scratch`/bundle."""
+    # torch takes seconds to import; a caller that only plans or reads reports does without.
+    from training.export import write_bundle
+    from training.fit import fit, logits
+
+    train = known.between(periods.train_from, periods.validation_from)
+    validation = known.between(periods.validation_from, periods.train_to)
+    if not validation.is_fraud.any():
+        raise ModelError(
+            f"no known fraud from {from_ms(periods.validation_from)} to {from_ms(periods.train_to)} to validate on: "
+            "move validation_from, or choose a longer training period"
+        )
+    rows, held_out_rows = (train.tuples, train.is_fraud), (validation.tuples, validation.is_fraud)
+    fitted = fit(rows, held_out_rows, settings, neighbours=spec.neighbours, progress=progress)
+    held_out = logits(fitted.model, validation.tuples)
+    scale, shift = platt(held_out, validation.is_fraud)
+    curves = {
+        "loss": [epoch.loss for epoch in fitted.epochs],
+        "validation_average_precision": [epoch.validation_ap for epoch in fitted.epochs],
+    }
+    best = fitted.best_epoch
+    if settings.refit:
+        # The last days before the model goes live are the ones most like what it will see: they must not go unused.
+        everything = (known.tuples, known.is_fraud)
+        fitted = fit(everything, None, settings, neighbours=spec.neighbours, epochs=best, progress=progress)
+    fitted.model.calibrate(scale, shift)
+    info = BundleInfo(
+        inputs=spec,
+        model=fitted.model.config.to_json(),
+        threshold=_threshold(sigmoid(scale * held_out + shift), validation, settings),
+        calibration={"scale": scale, "shift": shift},
+        git_revision=git_revision(),
+        seed=settings.seed,
+        window=periods.to_json(),
+        settings=settings.model_dump(mode="json"),
+    )
+    progress(0.0, None, "exporting")
+    sample = np.linspace(0, len(known) - 1, min(EXPORT_SAMPLE, len(known))).astype(np.int64)
+    return Candidate(
+        bundle=write_bundle(scratch / "bundle", fitted.model, info, known.tuples.take(np.unique(sample))),
+        curves=curves,
+        best_epoch=best,
+        validation_average_precision=curves["validation_average_precision"][best - 1],
+        device=fitted.device,
+    )
+
+
+def with_metrics(bundle: Bundle, result: Evaluation) -> Bundle:
+    """Write the test figures into the bundle's own description."""
+    info = replace(bundle.info, metrics=result.figures())
+    info.save(bundle.path)
+    return Bundle.load(bundle.path)
+
+
+def _threshold(score: npt.NDArray[np.float64], validation: Dataset, settings: TrainingSettings) -> float:
+    return budget_threshold(
+        score.astype(np.float32),
+        validation.event_ms,
+        alerts_per_day=settings.alerts_per_day,
+        largest_share=settings.largest_alert_share,
+    )
+
+
+def _store(
+    platform: PlatformSettings,
+    candidate: Candidate,
+    known: Dataset,
+    test: Dataset | None,
+    periods: Periods,
+    settings: TrainingSettings,
+    register: bool,
+    scratch: Path,
+) -> tuple[str | None, str | None, Path]:
+    """Register the bundle in MLflow, or keep it as the last unregistered one; return run, version and folder."""
+    if not register:
+        target = platform.home.resolve() / "models" / settings.model_name / "unregistered"
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(candidate.bundle.path, target)
+        return None, None, target
+    plots = {}
+    if test is not None:
+        score = candidate.bundle.score(test.tuples)
+        plots = write_plots(scratch, test.is_fraud, score, title="Test period")
+    registry = Registry.open(platform.home)
+    run_id, version = registry.log(
+        candidate.bundle,
+        experiment=settings.experiment,
+        name=settings.model_name,
+        parameters=_parameters(candidate, known, periods, settings),
+        metrics=_metrics(candidate),
+        history=candidate.curves,
+        plots=plots,
+    )
+    log.info("registered %s version %s", settings.model_name, version)
+    return run_id, version, registry.download(settings.model_name, version)
+
+
+def _parameters(
+    candidate: Candidate, known: Dataset, periods: Periods, settings: TrainingSettings
+) -> dict[str, object]:
+    info = candidate.bundle.info
+    windows = {name: from_ms(value).isoformat() for name, value in periods.to_json().items()}
+    counted = {"train_rows": len(known), "train_frauds": int(known.is_fraud.sum()), "left_out": known.left_out}
+    features = {
+        "feature_hash": info.feature_hash,
+        "account_features": len(info.inputs.account),
+        "transaction_features": len(info.inputs.transaction_names),
+        "neighbour_features": len(info.inputs.neighbour_names),
+    }
+    return {**settings.model_dump(mode="json"), **windows, **counted, **features, "device": candidate.device}
+
+
+def _metrics(candidate: Candidate) -> dict[str, float]:
+    info = candidate.bundle.info
+    return {
+        **{f"test_{name}": value for name, value in info.metrics.items()},
+        "best_epoch": float(candidate.best_epoch),
+        "best_validation_average_precision": candidate.validation_average_precision,
+        "threshold": info.threshold,
+    }
