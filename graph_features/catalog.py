@@ -32,6 +32,7 @@ from typing import Any
 from graph_features.clock import DAY_MS, HOUR_MS
 from graph_features.errors import UnknownFeatureError
 from graph_features.schema import Cadence, DType, FeatureSchema, Renewal, ViewSchema
+from graph_features.settings import FeatureSettings
 
 FEATURE_MODULES = ("activity", "behaviour", "exposure", "neighbours", "pairs", "topology", "proximity")
 
@@ -202,9 +203,9 @@ class Catalog:
     def slice_views(self) -> tuple[ViewSchema, ...]:
         return tuple(schema for schema in self.schemas.values() if schema.cadence is Cadence.SLICE)
 
-    def feature_hash(self, names: Sequence[str] | None = None) -> str:
-        """A hash over definitions and code of the named views (all by default): what a model was trained on."""
-        digest = hashlib.sha256()
+    def feature_hash(self, names: Sequence[str] | None = None, *, settings: FeatureSettings) -> str:
+        """A hash over definitions, code and constants of the named views (all by default): what a model learnt from."""
+        digest = hashlib.sha256(settings.model_dump_json().encode())
         for name in sorted(names if names is not None else self.schemas):
             digest.update(f"{name}={self.schema(name).code_hash};".encode())
         return digest.hexdigest()[:16]

@@ -15,7 +15,7 @@ STATUSES: Final[tuple[Status, ...]] = ("completed", "failed", "reversed")
 
 FraudParty = Literal["sender", "receiver", "both"]
 FRAUD_PARTIES: Final[tuple[FraudParty, ...]] = ("sender", "receiver", "both")
-"""Which account a fraud label names as fraudulent. Code = 1 + position, used as a bit mask: 1 sender, 2 receiver, 3 both."""
+"""Which account a fraud label names as fraudulent. Code = 1 + position, a bit mask: sender 1, receiver 2, both 3."""
 
 # One payment. Optional columns may be null. `amount` is in minor units of `currency`, `amount_base` in minor units of
 # the configured base currency; device, card and ip are keyed hashes when hashing is configured.

@@ -26,6 +26,13 @@ PROXIMITY = View(
     cadence=Cadence.SLICE,
     description="How near the account stands to known fraud accounts in the graph of payments.",
     max_age_s=3 * 86_400,
+    modules=(
+        __name__,
+        "graph_features.graphs",
+        "graph_features.topology",
+        "graph_features.communities",
+        "graph_features.fraud_paths",
+    ),
 )
 
 

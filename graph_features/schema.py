@@ -132,9 +132,8 @@ class ViewSchema:
     def check(self, table: pa.Table) -> pa.Table:
         """Return `table` if its columns are exactly this view's, in order and type; raise SchemaMismatchError."""
         if not table.schema.equals(self.arrow_schema, check_metadata=False):
-            raise SchemaMismatchError(
-                f"rows for view {self.name}: expected columns {_columns(self.arrow_schema)}, got {_columns(table.schema)}"
-            )
+            expected, got = _columns(self.arrow_schema), _columns(table.schema)
+            raise SchemaMismatchError(f"rows for view {self.name}: expected columns {expected}, got {got}")
         return table
 
     def to_json(self) -> dict[str, Any]:

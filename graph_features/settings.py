@@ -32,7 +32,9 @@ class PlatformSettings(BaseSettings):
 
     profile: Profile = Profile.EMBEDDED
     home: Path = Field(default=Path(".ringfence"), description="State folder: embedded stores, caches, local servers.")
-    project: str = Field(default="ringfence", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="Feast project and key prefix.")
+    project: str = Field(
+        default="ringfence", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="Feast project and key prefix."
+    )
     workers: int = Field(default_factory=lambda: max(1, os.cpu_count() or 1), ge=1, le=256)
 
 
@@ -143,7 +145,7 @@ class ServingSettings(BaseSettings):
     model_poll_s: float = Field(default=5.0, gt=0, description="How often the alias is looked up.")
     future_skew_s: int = Field(default=300, ge=0, description="How far ahead of the clock a payment may lie.")
     decision_sample: float = Field(default=1.0, ge=0, le=1, description="Share of scores that leave a decision record.")
-    decision_retention_days: int = Field(default=400, ge=0, description="Days that decision records are kept; 0 keeps all.")
+    decision_retention_days: int = Field(default=400, ge=0, description="Days that decisions are kept; 0 keeps all.")
     log_level: str = Field(default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
 
 
@@ -155,7 +157,7 @@ class TrainingSettings(BaseSettings):
     label_maturity_s: int = Field(
         default=7 * 86_400, ge=0, description="Age after which a payment without a label counts as genuine."
     )
-    neighbours: int = Field(default=10, ge=1, le=64, description="Most recent payments per account that the model sees.")
+    neighbours: int = Field(default=10, ge=1, le=64, description="Newest payments per account that the model sees.")
     hidden: int = Field(default=64, ge=8, le=1_024)
     heads: int = Field(default=2, ge=1, le=16, description="Attention heads; a divisor of hidden.")
     dropout: float = Field(default=0.2, ge=0, lt=1)

@@ -26,6 +26,13 @@ TOPOLOGY = View(
     cadence=Cadence.SLICE,
     description="Where the account stands in the whole graph of payments: degrees, centralities, cohesion.",
     max_age_s=3 * 86_400,
+    modules=(
+        __name__,
+        "graph_features.graphs",
+        "graph_features.centrality",
+        "graph_features.spectral",
+        "graph_features.communities",
+    ),
 )
 
 EXACT_NODES = 2_000

@@ -240,8 +240,8 @@ def _summary(plan: Plan, report: dict[str, Any], replies: Sequence[dict[str, Any
     test = report["test"]
     say(
         f"model version {report['version']}: average precision {test['average_precision']:.3f} on "
-        f"{test['payments']:,} payments from {_day(plan.test_from)} to {_day(plan.test_to)}, "
-        f"{test['frauds']:,} of them fraudulent ({test['frauds'] / test['payments']:.3f} is what guessing gets); "
+        f"{test['payments']:,.0f} payments from {_day(plan.test_from)} to {_day(plan.test_to)}, "
+        f"{test['frauds']:,.0f} of them fraudulent ({test['frauds'] / test['payments']:.3f} is what guessing gets); "
         f"ROC AUC {test['roc_auc']:.3f}"
     )
     table("timings", ["step", "seconds"], [[name, f"{value:.2f}"] for name, value in seconds.items()])

@@ -9,7 +9,7 @@ from functools import partial
 from graph_features.catalog import catalog
 from graph_features.jobs.kinds import feature_kinds
 from graph_features.jobs.ledger import open_ledger
-from graph_features.settings import IngestSettings, PlatformSettings, PoolKind, ServingSettings, load
+from graph_features.settings import FeatureSettings, IngestSettings, PlatformSettings, PoolKind, ServingSettings, load
 from serving.decisions import DecisionLog, open_engine
 from serving.engineering import FeatureEngineering
 from serving.graph_sync import GraphSync
@@ -79,7 +79,7 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
             name=settings.model_name,
             alias=settings.model_alias,
             resolve=partial(registry.resolve, settings.model_name, settings.model_alias, home=platform.home),
-            feature_hash=lambda views: catalog().feature_hash(views),
+            feature_hash=lambda views: catalog().feature_hash(views, settings=load(FeatureSettings)),
             pool=inference,
             metrics=metrics,
         ),

@@ -11,7 +11,8 @@ from typing import Any
 
 from graph_features.errors import RingfenceError
 from serving.api import Check, HealthReply
-from serving.pool import Pool, PoolBrokenError
+from serving.pool import Pool
+from serving.slots import PoolBrokenError
 
 PING_TIMEOUT_S = 2.0
 

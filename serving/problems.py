@@ -23,7 +23,7 @@ from graph_features.errors import (
     UnknownFeatureError,
 )
 from serving.api import Problem, Rejected
-from serving.pool import PoolBrokenError, TaskTimeoutError, WorkerLostError
+from serving.slots import PoolBrokenError, TaskTimeoutError, WorkerLostError
 
 log = logging.getLogger("ringfence.serving")
 

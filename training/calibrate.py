@@ -36,6 +36,16 @@ def platt(logit: Float64, is_fraud: Bools) -> tuple[float, float]:
     return scale, float(parameters[1]) - scale * mean
 
 
+def carry_over(scale: float, shift: float, old: Float64, new: Float64) -> tuple[float, float]:
+    """Return the calibration for a network trained again, from that of the one before it.
+
+    `old` and `new` are both networks' logits of the same rows, genuine ones: the new network has seen them, so nothing
+    can be fitted on it, but its logits can be brought to the place and the spread of the old one's.
+    """
+    stretch = max(float(old.std()), 1e-6) / max(float(new.std()), 1e-6)
+    return scale * stretch, shift + scale * (float(old.mean()) - stretch * float(new.mean()))
+
+
 def sigmoid(x: Float64) -> Float64:
     """1 / (1 + exp(-x)), without overflow."""
     out: Float64 = 1.0 / (1.0 + np.exp(-np.clip(x, -60.0, 60.0)))

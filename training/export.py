@@ -19,8 +19,9 @@ from graph_features.tuples import InputTuples
 from training.bundle import EXAMPLE_FILE, ONNX_FILE, PT2_FILE, Bundle, BundleInfo
 from training.model import FraudGnn
 
-TOLERANCE = 1e-6
-"""Largest difference of a score between the network and its ONNX graph."""
+TOLERANCE = 5e-6
+"""Largest difference of a score between the network and its graphs. A well-trained network is within 2e-7 (float32,
+sums in another order); a barely trained one, whose calibration stretches small logits, comes near 1e-6."""
 
 EXAMPLE_ROWS = 8
 

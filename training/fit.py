@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 Bools = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]
 
-AVERAGE_DECAY = 0.99
-"""Weights are averaged over about a hundred steps: what one odd batch did to them does not reach validation."""
+AVERAGE_STEPS = 100
+"""Weights are averaged over about so many steps: what one odd batch did to them does not reach validation."""
 
 GRADIENT_LIMIT = 1.0
 SCORING_ROWS = 8_192
@@ -143,10 +143,7 @@ class _Run:
             total_steps=settings.epochs * self.sampler.count() + 1,
             pct_start=0.1,
         )
-        self.averaged = torch.optim.swa_utils.AveragedModel(
-            model,
-            multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY),  # type: ignore[no-untyped-call]
-        )
+        self.averaged = torch.optim.swa_utils.AveragedModel(model, avg_fn=_average)
 
     def run(self, progress: Progress) -> tuple[tuple[Epoch, ...], int]:
         """Train; leave the best weights in the network; return what each epoch brought, and the best one's number."""
@@ -206,6 +203,13 @@ def logits(model: Network, inputs: Inputs) -> Float64:
 def tensors(inputs: Inputs, device: torch.device) -> list[Tensor]:
     """A network's inputs on `device`, in order."""
     return [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in inputs.feeds().values()]
+
+
+def _average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+    """Moving average that looks back AVERAGE_STEPS steps, fewer at the beginning, where weights still travel."""
+    seen = torch.as_tensor(updates, device=current.device)
+    decay = torch.clamp((1.0 + seen) / (10.0 + seen), max=1.0 - 1.0 / AVERAGE_STEPS)
+    return torch.lerp(current, averaged, decay.to(current.dtype))
 
 
 def _network(tuples: InputTuples, settings: TrainingSettings, neighbours: int) -> FraudGnn:

@@ -66,11 +66,11 @@ def open_history(platform: PlatformSettings, settings: TrainingSettings) -> Iter
 
 def current_spec(settings: TrainingSettings) -> InputSpec:
     """Inputs over every view of the catalogue as it is now."""
-    views = catalog()
+    views, constants = catalog(), load(FeatureSettings)
     return InputSpec.derive(
         views.schemas.values(),
-        feature_hash=views.feature_hash(),
+        feature_hash=views.feature_hash(settings=constants),
         profile=NEIGHBOUR_PROFILE,
         neighbours=settings.neighbours,
-        base_exponent=load(FeatureSettings).base_exponent,
+        base_exponent=constants.base_exponent,
     )

@@ -20,7 +20,7 @@ from graph_features.errors import ModelError
 from graph_features.input_spec import InputSpec
 from graph_features.settings import PlatformSettings, TrainingSettings, load
 from training.bundle import Bundle, BundleInfo
-from training.calibrate import platt, sigmoid
+from training.calibrate import carry_over, platt, sigmoid
 from training.dataset import Dataset
 from training.evaluate import Evaluation, Protocol, evaluate, unknown
 from training.history import current_spec, open_history
@@ -239,12 +239,16 @@ def make_candidate(
         # The last days before the model goes live are the ones most like what it will see: they must not go unused.
         everything = (known.tuples, known.is_fraud)
         fitted = fit(everything, None, settings, neighbours=spec.neighbours, epochs=best, progress=progress)
-    fitted.model.calibrate(scale, shift)
+        genuine = ~validation.is_fraud
+        again = logits(fitted.model, validation.tuples)[genuine]
+        fitted.model.calibrate(*carry_over(scale, shift, held_out[genuine], again))
+    else:
+        fitted.model.calibrate(scale, shift)
     info = BundleInfo(
         inputs=spec,
         model=fitted.model.config.to_json(),
         threshold=_threshold(sigmoid(scale * held_out + shift), validation, settings),
-        calibration={"scale": scale, "shift": shift},
+        calibration=dict(zip(("scale", "shift"), fitted.model.calibration.tolist(), strict=True)),
         git_revision=git_revision(),
         seed=settings.seed,
         window=periods.to_json(),

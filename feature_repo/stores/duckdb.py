@@ -277,7 +277,8 @@ def _rank(source: Any, alias: str, timestamp: str, created: str | None) -> str:
     version = f"coalesce(epoch_us({alias}.{_quote(created)}), 0)" if created else "0"
     if isinstance(source, ViewSource):
         # 43 bits of milliseconds, 53 of microseconds, 31 of writes.
-        return f"(epoch_ms({moment})::HUGEINT * {2**84} + {version}::HUGEINT * {2**31} + {alias}.{_quote(WRITE_ORDER.name)})"
+        order = f"{alias}.{_quote(WRITE_ORDER.name)}"
+        return f"(epoch_ms({moment})::HUGEINT * {2**84} + {version}::HUGEINT * {2**31} + {order})"
     return f"(epoch_us({moment})::HUGEINT * {2**64} + {version})"
 
 

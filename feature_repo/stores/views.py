@@ -6,6 +6,7 @@ from typing import Any
 
 from feast.types import Array, FeastType, Float64, Int64, String, UnixTimestamp
 
+from feature_repo.stores.source import ViewSource
 from graph_features.errors import SchemaMismatchError
 from graph_features.schema import ENTITY_KEYS, Cadence, DType, FeatureSchema, ViewSchema
 
@@ -20,18 +21,25 @@ FEAST_TYPES: dict[DType, FeastType] = {
 
 
 def view_schema(feature_view: Any) -> ViewSchema:
-    """Return the schema of a Feast feature view, the one that its rows are packed by; raise SchemaMismatchError."""
+    """Return the schema of a Feast feature view, the one that its rows are packed by; raise SchemaMismatchError.
+
+    Feast keeps no order of features (it puts them through sets), so that of our own views comes with their source, and
+    features of others are taken by name.
+    """
+    if isinstance(feature_view.batch_source, ViewSource):
+        return feature_view.batch_source.view
     keys = {column.name for column in feature_view.entity_columns}
     entities = [entity for entity, names in ENTITY_KEYS.items() if keys == set(names)]
     if not entities:
         expected = " or ".join(str(names) for names in ENTITY_KEYS.values())
         raise SchemaMismatchError(f"view {feature_view.name}: join keys are {sorted(keys)}, expected {expected}")
+    fields = sorted(feature_view.features, key=lambda field: str(field.name))
     return ViewSchema(
         name=feature_view.name,
         entity=entities[0],
         cadence=Cadence.SLICE if feature_view.ttl else Cadence.EVENT,
         description=feature_view.description,
-        features=tuple(_feature(feature_view.name, field) for field in feature_view.features),
+        features=tuple(_feature(feature_view.name, field) for field in fields),
         max_age_s=int(feature_view.ttl.total_seconds()) if feature_view.ttl else None,
     )
 

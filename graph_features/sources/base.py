@@ -86,7 +86,7 @@ class RecordStore(Protocol):
         """Stored transactions with after_seq < seq <= up_to_seq in seq order: what the graph sync reads."""
 
     def read_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> Records:
-        """All transactions that these accounts sent or received before `before_ms`, with statuses and labels known by then."""
+        """Everything these accounts sent or received before `before_ms`, with statuses and labels known by then."""
 
     def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
         """Those of `account_ids` that sent or received anything before `before_ms`."""
@@ -110,12 +110,13 @@ class GraphStore(Protocol):
         """The ingest sequence up to which the graph is complete."""
 
     def write_edges(self, batch: pa.RecordBatch, *, watermark: int) -> None:
-        """Write stored transactions and move the watermark, atomically; rows that exist already are left as they are."""
+        """Write stored transactions and move the watermark, atomically; rows that exist are left as they are."""
 
     def read_edges(self, *, before_ms: int, after_seq: int = 0, up_to_seq: int | None = None) -> pa.Table:
-        """Columns transaction_id, seq, event_timestamp, sender_id, receiver_id, amount_base of payments before `before_ms`.
+        """Payments before `before_ms` with after_seq < seq <= up_to_seq (the watermark by default).
 
-        Of those with after_seq < seq <= up_to_seq (the watermark by default), ordered by event time, then transaction id.
+        Columns transaction_id, seq, event_timestamp, sender_id, receiver_id, amount_base, ordered by event time, then
+        transaction id.
         """
 
     def neighbours(self, account_ids: Sequence[str], *, before_ms: int, limit: int) -> dict[str, list[str]]:

@@ -93,7 +93,7 @@ class Connections:
             ) from error
         except (errors.UndefinedTable, errors.InvalidSchemaName) as error:
             raise StoreUnavailableError(
-                f"{self._where()} has no tables yet ({_reason(error)}): call create_schema"
+                f"{self._where()} has no tables yet (`ringfence ingest` makes them by create_schema)"
             ) from error
         except _OUTSIDE as error:
             raise StoreUnavailableError(

@@ -174,7 +174,11 @@ class SqliteRecords:
                 with self._guard:
                     self._idle.append(connection)
         except sqlite3.OperationalError as error:
-            hint = "call create_schema" if "no such table" in str(error) else "check the file, its folder and the disk"
+            hint = (
+                "`ringfence ingest` makes it (create_schema)"
+                if "no such table" in str(error)
+                else "check the file, its folder and the disk"
+            )
             raise StoreUnavailableError(f"SQLite records at {self._path}: {error}; {hint}") from error
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # its subclasses are mistakes in the program
@@ -194,7 +198,6 @@ class SqliteRecords:
         # Full, because a commit that was acknowledged must outlive a power cut in a system of record.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KB}")
-        connection.execute("PRAGMA mmap_size = 1073741824")
         return connection
 
     @contextmanager

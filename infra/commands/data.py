@@ -41,7 +41,6 @@ def ingest(
     """Load a file into the record store, then the graph. Running it twice changes nothing; exit code 3 says rejects."""
     from graph_features.ingest.ingest import IngestProgress, ingest_file
     from graph_features.ingest.mapping import load_mapping
-
     from graph_features.settings import IngestSettings, load
     from infra.wiring import Platform
 
@@ -62,9 +61,11 @@ def ingest(
             chunk_rows=chunk_rows,
             progress=show,
         )
-        if graph:
+        if graph and not report.interrupted:
             _sync(platform)
     say(str(report))
+    if report.interrupted:
+        raise KeyboardInterrupt
     if report.rejected:
         fail(f"{report.rejected:,} rows were rejected: see {rejects_path}", code=EXIT_REJECTS)
 
@@ -87,7 +88,6 @@ def _sync(platform: Platform) -> str:
 def verify() -> None:
     """Compare the record store with the graph: counts, checksums, and the first difference by name."""
     from graph_features.ingest.verify import verify as run
-
     from infra.wiring import Platform
 
     with Platform() as platform:

@@ -476,7 +476,6 @@ def test_feasts_own_commands(platform: PlatformSettings, tmp_path: Path) -> None
     if platform.profile is Profile.SERVICES:
         environment["FEAST_FS_YAML_FILE_PATH"] = str(repo / "feature_store.services.yaml")
     feast(environment, repo, "apply")
-    feast(environment, repo, "apply")
     listed = feast(environment, repo, "feature-views", "list")
     schemas = catalog().schemas
     assert all(name in listed for name in schemas)
