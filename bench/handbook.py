@@ -21,6 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 
 from bench.replay import replay
 from bench.report import Figure, publish
@@ -46,23 +47,30 @@ def environment(home: Path, profile: str) -> dict[str, str]:
     return {**kept, **ours, "RINGFENCE_BASE_CURRENCY": "EUR"}
 
 
-def split(data: Path, folder: Path) -> tuple[Path, Path]:
-    """Write the payments before the test week, and apart from them the labels that are known by then."""
+def split(data: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """Write the payments before the test week, and the labels known by then; return how to ingest each."""
     table = pq.read_table(data)
     times = table["TX_DATETIME"]
-    early = folder / "payments-before-test.parquet"
-    known = folder / "labels-before-test.parquet"
-    boundary = pa.scalar(TEST, times.type)
-    pq.write_table(table.filter(pc.less(times, boundary)).drop_columns(["TX_FRAUD", "TX_FRAUD_SCENARIO"]), early)
-    labelled = table.filter(pc.less(times, pa.scalar(TEST - LABEL_DELAY, times.type)))
-    pq.write_table(labelled.select(["TRANSACTION_ID", "TX_DATETIME", "TX_FRAUD"]), known)
-    return early, known
+    early, known = folder / "payments-before-test.parquet", folder / "labels-before-test.parquet"
+    pq.write_table(table.filter(pc.less(times, pa.scalar(TEST, times.type))), early)
+    pq.write_table(table.filter(pc.less(times, pa.scalar(TEST - LABEL_DELAY, times.type))), known)
+    whole = yaml.safe_load(MAPPING.read_text(encoding="utf-8"))
+    label_columns = {"is_fraud", "label_timestamp"}
+    payments = {name: source for name, source in whole["columns"].items() if name not in label_columns}
+    labels = {name: whole["columns"][name] for name in ("transaction_id", "event_timestamp", *sorted(label_columns))}
+    commands = []
+    for name, path, columns in (("transactions", early, payments), ("labels", known, labels)):
+        mapping = folder / f"{name}.yaml"
+        mapping.write_text(yaml.safe_dump({**whole, "columns": columns}), encoding="utf-8")
+        commands.append(["ingest", str(path), "--kind", name, "--mapping", str(mapping), "--no-graph"])
+    return commands[0], commands[1]
 
 
 def pipeline(data: Path, env: dict[str, str], scores: Path) -> list[Step]:
     """Everything ingested; features of the training and test period; train, evaluate, promote."""
     period = ["--from", day(TRAIN), "--to", day(TEST + WEEK)]
     window = ["--from", day(TRAIN), "--to", day(TRAIN + WEEK), "--label-cut", day(TEST)]
+    test = ["evaluate", "--from", day(TEST), "--to", day(TEST + WEEK)]
     return [
         ringfence("ingest", ["ingest", str(data), "--mapping", str(MAPPING), "--no-graph"], environment=env),
         ringfence("graph", ["sync"], environment=env),
@@ -72,23 +80,16 @@ def pipeline(data: Path, env: dict[str, str], scores: Path) -> list[Step]:
         ringfence("materialize", ["materialize"], environment=env),
         ringfence("train", ["train", *window], environment=env),
         ringfence("promote", ["promote", "--force"], environment=env),
-        ringfence(
-            "evaluate",
-            [
-                *("evaluate", "--from", day(TEST), "--to", day(TEST + WEEK)),
-                *("--protocol", "handbook", "--scores", str(scores), "--json"),
-            ],
-            environment=env,
-        ),
+        ringfence("score", [*test, "--scores", str(scores)], environment=env),
+        ringfence("evaluate", [*test, "--protocol", "handbook", "--json"], environment=env),
     ]
 
 
-def live(early: Path, known: Path, env: dict[str, str]) -> list[Step]:
+def live(payments: list[str], labels: list[str], env: dict[str, str]) -> list[Step]:
     """The second store: what was known when the test week started."""
-    mapping = ["--mapping", str(MAPPING)]
     return [
-        ringfence("live ingest", ["ingest", str(early), *mapping, "--no-labels", "--no-graph"], environment=env),
-        ringfence("live labels", ["ingest", str(known), "--kind", "labels", *mapping, "--no-graph"], environment=env),
+        ringfence("live ingest", payments, environment=env),
+        ringfence("live labels", labels, environment=env),
         ringfence("live graph", ["sync"], environment=env),
         ringfence("live apply", ["apply"], environment=env),
         ringfence("live materialize", ["materialize", "--as-of", day(TEST)], environment=env),
@@ -109,7 +110,7 @@ def figures(steps: list[Step], rows: int) -> list[Figure]:
 def metrics(step: Step) -> list[Figure]:
     """AUC, AP and CP@100 as `ringfence evaluate --json` prints them."""
     document = json.loads(re.findall(r"^\{.*\}$", step.output, re.MULTILINE)[-1])
-    names = ("roc_auc", "average_precision", "card_precision_at_100")
+    names = ("roc_auc", "average_precision", "card_precision")
     return [Figure(name=f"test {name}", value=document[name], unit="", better="higher") for name in names]
 
 
@@ -139,8 +140,7 @@ def main() -> None:
             if with_servers:
                 ringfence("services", ["services", "down"], environment=full)
                 ringfence("services", ["services", "up"], environment=live_env)
-            early, known = split(data, home)
-            found += figures(live(early, known, live_env), rows)
+            found += figures(live(*split(data, home), live_env), rows)
             found += replay(data, scores, live_env, start=TEST, n=arguments.replay)
     finally:
         if with_servers:
