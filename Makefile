@@ -9,8 +9,14 @@ TOOLS   := .venv/.tools
 export RINGFENCE_PROFILE := $(PROFILE)
 # What the demo's foreign payments are worth in euros; your own rates win.
 export RINGFENCE_RATES ?= {"GBP": "1.17", "USD": "0.92"}
+ifeq ($(PROFILE),embedded)
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlruns/mlflow.db
+endif
 # Unsets what would make a run differ from one machine to the next.
 unexport PYTHONPATH PYTHONHOME
+
+# Tests choose their own profile, MLflow and rates.
+APART := env -u RINGFENCE_PROFILE -u RINGFENCE_RATES -u MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve test test-unit check format docs bench services-up services-down lock clean
@@ -39,10 +45,10 @@ serve: install   ## Serve the REST API on what the demo made
 	$(BIN)/ringfence serve
 
 test: install    ## All tests; starts PostgreSQL, Redis and Neo4j itself and stops them again
-	$(BIN)/pytest
+	$(APART) $(BIN)/pytest
 
 test-unit: install  ## The fast tests, no servers
-	$(BIN)/pytest tests/unit tests/architecture
+	$(APART) $(BIN)/pytest tests/unit tests/architecture
 
 check: install   ## What CI runs before the tests: lint, format, types
 	$(BIN)/ruff check .

@@ -71,7 +71,8 @@ def _view_markdown(schema: ViewSchema) -> list[str]:
     lines += [f"Entity {schema.entity}; {schema.cadence} cadence, {renewal}{limit}.", ""]
     lines += ["| feature | type | unit | range | without history | meaning |", "|---|---|---|---|---|---|"]
     for feature in schema.features:
-        empty = "null" if feature.empty is None else f"{feature.empty:g}"
+        nothing = "empty" if feature.dtype.is_list else "null"
+        empty = nothing if feature.empty is None else f"{feature.empty:g}"
         meaning = " ".join(feature.description.split()).replace("|", "\\|")
         lines.append(f"| `{feature.name}` | {feature.dtype} | {feature.unit} | {feature.range} | {empty} | {meaning} |")
     return lines

@@ -245,8 +245,13 @@ def _device(wanted: str) -> torch.device:
 
 @contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
-    """Seed torch and forbid operations whose result depends on scheduling; the caller's state comes back after."""
-    before = torch.are_deterministic_algorithms_enabled()
+    """Seed torch and forbid operations whose result depends on scheduling; the caller's state comes back after.
+
+    One thread: sums then do not depend on the number of cores, and matrices of this size gain nothing from a second,
+    whose waiting spins and takes ten times as long on a busy machine.
+    """
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -254,3 +259,4 @@ def _deterministic(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(before)
+            torch.set_num_threads(threads)

@@ -48,7 +48,9 @@ class Registry:
 
     @property
     def _folder(self) -> Path:
-        return self.home / "mlruns"
+        """Where artifacts go: beside a SQLite database, else in `home`."""
+        scheme, _, path = self.tracking_uri.partition(":///")
+        return Path(path).resolve().parent if scheme == "sqlite" else self.home / "mlruns"
 
     def client(self) -> MlflowClient:
         """A client of the tracking server; makes the folder of a SQLite one."""

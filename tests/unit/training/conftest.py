@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def _rows(generator: np.random.Generator, rows: int, columns: int) -> np.ndarray
     return x
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tuples() -> MakeTuples:
     """make_tuples(rows, seed=0): random tuples with nulls and 0 to K neighbours a side."""
 
@@ -48,7 +48,7 @@ def make_tuples() -> MakeTuples:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_dataset(make_tuples: MakeTuples) -> MakeDataset:
     """make_dataset(rows, seed=0): ten days of payments, fraud where two inputs say so."""
 
@@ -56,7 +56,7 @@ def make_dataset(make_tuples: MakeTuples) -> MakeDataset:
         tuples = make_tuples(rows, seed)
         generator = np.random.default_rng(seed + 1)
         signal = np.nan_to_num(tuples.receiver_x[:, 0]) + np.nan_to_num(tuples.transaction_x[:, 1])
-        senders = np.array([f"s{code}" for code in generator.integers(0, 50, rows)], dtype=object)
+        senders = np.array([f"s{code}" for code in generator.integers(0, 400, rows)], dtype=object)
         return Dataset(
             tuples=tuples,
             is_fraud=signal + generator.normal(size=rows) * 5 > np.quantile(signal, 0.93),
@@ -68,7 +68,7 @@ def make_dataset(make_tuples: MakeTuples) -> MakeDataset:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def quick() -> TrainingSettings:
     """Settings that train in a second."""
     return TrainingSettings(
@@ -76,7 +76,7 @@ def quick() -> TrainingSettings:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def spec() -> InputSpec:
     """Inputs that say as much as a bundle needs."""
     features = (FeatureSchema(name="f", dtype=DType.INT64, description="", unit="", range=""),)
@@ -84,10 +84,13 @@ def spec() -> InputSpec:
     return InputSpec.derive([view], feature_hash="hash", profile=(), neighbours=NEIGHBOURS)
 
 
-@pytest.fixture
-def make_bundle(tmp_path: Path, make_dataset: MakeDataset, quick: TrainingSettings, spec: InputSpec) -> MakeBundle:
-    """make_bundle(seed=1): a trained bundle in a folder of its own."""
+@pytest.fixture(scope="session")
+def make_bundle(
+    tmp_path_factory: pytest.TempPathFactory, make_dataset: MakeDataset, quick: TrainingSettings, spec: InputSpec
+) -> MakeBundle:
+    """make_bundle(seed=1): a trained bundle, the same one for the same seed; do not change its files."""
 
+    @cache
     def make(seed: int = 1) -> Bundle:
         from training.export import write_bundle
         from training.fit import fit
@@ -103,6 +106,7 @@ def make_bundle(tmp_path: Path, make_dataset: MakeDataset, quick: TrainingSettin
             git_revision="",
             seed=seed,
         )
-        return write_bundle(tmp_path / f"bundle-{seed}", fitted.model, info, dataset.tuples.take(np.arange(64)))
+        folder = tmp_path_factory.mktemp("bundles") / f"bundle-{seed}"
+        return write_bundle(folder, fitted.model, info, dataset.tuples.take(np.arange(64)))
 
     return make

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from graph_features.errors import ModelError
 from graph_features.settings import TrainingSettings
 from graph_features.tuples import InputTuples
 from training.bundle import Bundle, read_info
-from training.calibrate import platt, sigmoid
+from training.calibrate import carry_over, platt, sigmoid
 from training.dataset import Dataset
 from training.export import network_scores, without_neighbours, write_bundle
 from training.fit import fit, logits
@@ -177,6 +179,25 @@ def test_calibration_recovers_the_odds() -> None:
     assert shift == pytest.approx(-4 / 3, rel=0.1)
 
 
+def test_calibration_of_a_flat_logit_stays_finite() -> None:
+    """Logits of a barely trained network, close together and separable, end in probabilities and not in certainty."""
+    is_fraud = np.arange(500) < 5
+    logit = -0.1 + 0.01 * is_fraud + np.random.default_rng(2).normal(0, 1e-4, 500)
+    scale, shift = platt(logit, is_fraud)
+    score = sigmoid(scale * logit + shift)
+    assert score[is_fraud].min() > 0.5
+    assert score[~is_fraud].max() < 0.5
+    assert 0 < score.min() < score.max() < 1
+
+
+def test_calibration_is_carried_over() -> None:
+    """A second network whose logits are the first's, stretched and moved, gets the same scores."""
+    first = np.random.default_rng(0).normal(-3, 1, 500)
+    second = 2.5 * first + 7
+    scale, shift = carry_over(0.8, -0.5, first, second)
+    np.testing.assert_allclose(sigmoid(scale * second + shift), sigmoid(0.8 * first - 0.5))
+
+
 def test_calibration_never_turns_the_ranking() -> None:
     """A model that ranks the wrong way keeps its order; one class alone changes nothing."""
     logit = np.linspace(-3, 3, 200)
@@ -185,22 +206,21 @@ def test_calibration_never_turns_the_ranking() -> None:
 
 
 def test_wrong_export_is_not_written(
-    make_bundle: Callable[..., Bundle], make_dataset: Callable[..., Dataset], quick: TrainingSettings
+    make_bundle: Callable[..., Bundle], make_dataset: Callable[..., Dataset], quick: TrainingSettings, tmp_path: Path
 ) -> None:
     """A network that scores nothing but NaN has no bundle, and none is left half-written."""
     bundle, dataset = make_bundle(), make_dataset(200)
     fitted = fit((dataset.tuples, dataset.is_fraud), None, quick, neighbours=NEIGHBOURS, epochs=1)
     with torch.no_grad():
         fitted.model.head[0].bias.fill_(float("nan"))
-    target = bundle.path.parent / "broken"
     with pytest.raises(ModelError, match="differs from the network"):
-        write_bundle(target, fitted.model, bundle.info, dataset.tuples.take(np.arange(10)))
-    assert sorted(path.name for path in bundle.path.parent.iterdir()) == [bundle.path.name]
+        write_bundle(tmp_path / "broken", fitted.model, bundle.info, dataset.tuples.take(np.arange(10)))
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_bundle_describes_itself(make_bundle: Callable[..., Bundle]) -> None:
+def test_bundle_describes_itself(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     """spec.json survives the trip, and a folder that is no bundle or of another format is refused by name."""
-    bundle = make_bundle()
+    bundle = Bundle.load(shutil.copytree(make_bundle().path, tmp_path / "bundle"))
     assert read_info(bundle.path) == bundle.info
     replace(bundle.info, format_version=99).save(bundle.path)
     with pytest.raises(ModelError, match="expected bundle format 1, got 99"):

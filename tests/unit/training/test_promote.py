@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from graph_features.errors import InvalidInputError
-from training.bundle import Bundle
+from graph_features.input_spec import InputSpec
+from graph_features.tuples import InputTuples
+from training.bundle import Bundle, BundleInfo
 from training.dataset import Dataset
 from training.promote import Gates, judge
 
@@ -28,28 +31,33 @@ OPEN = Gates(
 class Fixed(Bundle):
     """A bundle whose scores are given: what gates do must not depend on how well a network happens to train."""
 
-    def __init__(self, bundle: Bundle, score: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
-        self.path, self.info, self._score = bundle.path, bundle.info, score
+    def __init__(self, info: BundleInfo, score: npt.NDArray[np.float32]) -> None:
+        self.info, self._score = info, score
 
-    def score(self, tuples: object) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        return self._score[: len(tuples)]  # type: ignore[arg-type]
+    def score(self, tuples: InputTuples) -> npt.NDArray[np.float32]:
+        return self._score[: len(tuples)]
+
+
+@pytest.fixture
+def info(spec: InputSpec) -> BundleInfo:
+    return BundleInfo(inputs=spec, model={}, threshold=0.5, calibration={}, git_revision="", seed=0)
 
 
 @pytest.fixture
 def window(make_dataset: Callable[..., Dataset]) -> Dataset:
-    return make_dataset(800, seed=4)
+    return make_dataset(3_000, seed=4)
 
 
 @pytest.fixture
-def good(make_bundle: Callable[..., Bundle], window: Dataset) -> Fixed:
+def good(info: BundleInfo, window: Dataset) -> Fixed:
     """Ranks perfectly and is calibrated."""
-    return Fixed(make_bundle(), np.where(window.is_fraud, 0.9, 0.05).astype(np.float32))
+    return Fixed(info, np.where(window.is_fraud, 0.9, 0.05).astype(np.float32))
 
 
 @pytest.fixture
-def bad(good: Fixed, window: Dataset) -> Fixed:
+def bad(info: BundleInfo, window: Dataset) -> Fixed:
     """Ranks at random."""
-    return Fixed(good, np.random.default_rng(0).random(len(window)).astype(np.float32))
+    return Fixed(info, np.random.default_rng(0).random(len(window)).astype(np.float32))
 
 
 def test_better_challenger_passes(good: Fixed, bad: Fixed, window: Dataset) -> None:
@@ -68,7 +76,7 @@ def test_better_challenger_passes(good: Fixed, bad: Fixed, window: Dataset) -> N
         ("largest_calibration_error", 0.01, "calibration error"),
         ("largest_latency_ms_per_1000", 0.0, "ms per 1,000"),
         ("largest_average_precision_drop", 0.1, "version 1 has 1.0000"),
-        ("largest_card_precision_drop", 0.0, "CP@100"),
+        ("largest_card_precision_drop", 0.001, "CP@100"),
         ("largest_score_shift", 0.0, "scores move by"),
     ],
 )
