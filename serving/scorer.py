@@ -191,8 +191,9 @@ def judge(
 ) -> Judged:
     """Apply DESIGN's rule of availability to every row (docs/rest-api.md, "Which rows a score rests on").
 
-    A missing row of an event view is handed to the model as unknown (null), not as "nothing ever happened": only an
-    override may say that.
+    A missing row of an event view is handed to the model as unknown (null), not as "nothing ever happened". That takes
+    an override, or for a pair the payer's own rows: ingest marks an account and its pair together, and a mark goes only
+    when the row is written, so where the payer's rows are all there and neither is marked, the pair never paid.
     """
     wanted = row_requests(spec, shard.transactions)
     event_ms = np.tile(shard.transactions.event_ms, 2)
@@ -200,11 +201,18 @@ def judge(
     shape = (len(wanted), len(event_ms))
     as_of_ms, created_us = np.full(shape, ABSENT_MS, np.int64), np.full(shape, NO_CREATED, np.int64)
     state = np.zeros(shape, np.int8)
+    # Row i of a pair is paid by the account in row i: sender to receiver first, then back.
+    payer_known = np.ones(len(event_ms), np.bool_)
     for at, ((view, keys), stored) in enumerate(zip(wanted, values, strict=True)):
         given = shard.overrides.get(view.name, {})
         block = RowBlock.from_packed(view, [given.get(row, value) for row, value in enumerate(stored)])
         state[at] = _states(view, keys, block, event_ms, pending)
         if view.cadence is Cadence.EVENT:
+            marked = _marked(keys, pending)
+            if view.entity == "account":
+                payer_known &= block.present & ~marked
+            else:
+                state[at, ~block.present & ~marked & payer_known] = 0
             renewed = shard.complete.get(view.entity, [])
             state[at, [row for row in renewed if not block.present[row]]] = 0
             # What was computed for this very payment speaks for its instant, whatever the store has.
@@ -237,13 +245,19 @@ def _states(
     """State of each row; later assignments matter more."""
     state = np.zeros(len(keys), np.int8)
     event = view.cadence is Cadence.EVENT
-    if event and pending:
-        state[np.fromiter((key in pending for key in keys), np.bool_, len(keys))] = State.STALE
+    if event:
+        state[_marked(keys, pending)] = State.STALE
     if view.max_age_s is not None and not event:
         state[event_ms - block.as_of_ms > view.max_age_s * 1_000] = State.TOO_OLD
     state[block.as_of_ms > event_ms] = State.FUTURE
     state[~block.present] = State.MISSING
     return state
+
+
+def _marked(keys: Sequence[EntityKey], pending: Mapping[EntityKey, str]) -> npt.NDArray[np.bool_]:
+    if not pending:
+        return np.zeros(len(keys), np.bool_)
+    return np.fromiter((key in pending for key in keys), np.bool_, len(keys))
 
 
 def _as_unknown(block: RowBlock, rows: Int64) -> RowBlock:

@@ -15,6 +15,7 @@ from graph_features.schema import EntityKey
 
 MarkPending = Callable[[list[EntityKey]], None]
 
+
 @dataclass(frozen=True, kw_only=True)
 class WriteResult:
     """What became of a written batch, row by row, in its order.
@@ -53,19 +54,13 @@ class RecordStore(Protocol):
     def create_schema(self) -> None:
         """Create tables and indexes that are missing."""
 
-    def write_transactions(
-        self, table: pa.Table, before_commit: MarkPending | None = None
-    ) -> WriteResult:
+    def write_transactions(self, table: pa.Table, before_commit: MarkPending | None = None) -> WriteResult:
         """Write TRANSACTION_SCHEMA rows, all or none: new ids inserted, known ones compared."""
 
-    def write_statuses(
-        self, table: pa.Table, before_commit: MarkPending | None = None
-    ) -> WriteResult:
+    def write_statuses(self, table: pa.Table, before_commit: MarkPending | None = None) -> WriteResult:
         """Write STATUS_SCHEMA rows; a status of an unknown transaction is rejected."""
 
-    def write_labels(
-        self, table: pa.Table, before_commit: MarkPending | None = None
-    ) -> WriteResult:
+    def write_labels(self, table: pa.Table, before_commit: MarkPending | None = None) -> WriteResult:
         """Write LABEL_SCHEMA rows; a label of an unknown transaction is rejected."""
 
     def barrier(self) -> None:

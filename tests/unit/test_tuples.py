@@ -18,6 +18,7 @@ from graph_features.clock import DAY_MS
 from graph_features.input_spec import InputSpec
 from graph_features.neighbour_spec import NEIGHBOUR_PROFILE, NEIGHBOUR_PROFILE_SIZE
 from graph_features.schema import Cadence, DType, ViewSchema
+from graph_features.settings import FeatureSettings
 from graph_features.stores.blocks import RowBlock
 from graph_features.stores.codec import encode
 from graph_features.transaction import TransactionColumns
@@ -34,7 +35,10 @@ def spec() -> InputSpec:
     """Inputs over the whole catalogue."""
     views = catalog()
     return InputSpec.derive(
-        views.schemas.values(), feature_hash=views.feature_hash(), profile=NEIGHBOUR_PROFILE, neighbours=NEIGHBOURS
+        views.schemas.values(),
+        feature_hash=views.feature_hash(settings=FeatureSettings()),
+        profile=NEIGHBOUR_PROFILE,
+        neighbours=NEIGHBOURS,
     )
 
 
@@ -191,7 +195,7 @@ def test_rows_from_after_the_payment_are_not_read(spec: InputSpec, payments: Tra
 
 
 def test_neighbour_edges_by_hand(spec: InputSpec, built: InputTuples, payments: TransactionColumns) -> None:
-    """An edge carries log amount, direction, log gap to this payment, whether it is the other party, and the profile."""
+    """An edge carries log amount, direction, log gap to this payment, if it is the other party, and the profile."""
     table = _tables(spec)["account_neighbours"].slice(1, 1).to_pylist()[0]
     edges = built.neighbour_x[built.neighbour_index == 1]
     # Payment 1 is from s1 to r1, and the first of s1's made-up neighbours is r1.

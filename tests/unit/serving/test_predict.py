@@ -189,13 +189,24 @@ def test_account_first_seen_after_the_payment_is_unseen(
     assert problems(sheet, model) == [[]]
 
 
-def test_new_pair_of_known_accounts_is_looked_up(
+def test_new_pair_of_known_accounts_needs_nobody(
     make_predictor: Any, model: Any, online: Any, world: Any, tiny: SimpleNamespace
 ) -> None:
-    """A pair without a row must be refreshed; if it stays without, it never paid, and the score says nothing of it."""
+    """Where the payer's rows are there and nothing is pending, a pair without a row never paid: no work, no remark."""
     stored(online, tiny, "a", "b")
     sheet = score(make_predictor(), model, tiny.payments_of([("a", "b", tiny.T0)]))
-    assert [set(keys) for keys in world.called("refresh")] == [{("a", "b"), ("b", "a")}]
+    assert world.called("refresh") == []
+    assert problems(sheet, model) == [[]]
+
+
+def test_pair_without_a_row_that_is_pending_is_computed(
+    make_predictor: Any, model: Any, online: Any, world: Any, tiny: SimpleNamespace
+) -> None:
+    """A mark on the pair says that a payment was accepted: its row must be computed, and no other."""
+    stored(online, tiny, "a", "b")
+    online.mark_pending([("a", "b")])
+    sheet = score(make_predictor(), model, tiny.payments_of([("a", "b", tiny.T0)]))
+    assert [set(keys) for keys in world.called("refresh")] == [{("a", "b")}]
     assert problems(sheet, model) == [[]]
 
 
