@@ -15,9 +15,8 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one.")] = None,
 ) -> None:
     """Serve the REST API. SIGTERM and Ctrl-C let running requests end first."""
-    from serving.main import run
-
     from graph_features.settings import PlatformSettings, ServingSettings, load
+    from serving.main import run
 
     changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     run(load(PlatformSettings), load(ServingSettings).model_copy(update=changes))
