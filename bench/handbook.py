@@ -53,11 +53,13 @@ def split(data: Path, folder: Path) -> tuple[list[str], list[str]]:
     times = table["TX_DATETIME"]
     early, known = folder / "payments-before-test.parquet", folder / "labels-before-test.parquet"
     pq.write_table(table.filter(pc.less(times, pa.scalar(TEST, times.type))), early)
-    pq.write_table(table.filter(pc.less(times, pa.scalar(TEST - LABEL_DELAY, times.type))), known)
+    labelled = table.filter(pc.less(times, pa.scalar(TEST - LABEL_DELAY, times.type)))
+    known_at = pc.add(labelled["TX_DATETIME"], pa.scalar(LABEL_DELAY, pa.duration(times.type.unit)))
+    pq.write_table(labelled.append_column("KNOWN_AT", known_at), known)
     whole = yaml.safe_load(MAPPING.read_text(encoding="utf-8"))
     label_columns = {"is_fraud", "label_timestamp"}
     payments = {name: source for name, source in whole["columns"].items() if name not in label_columns}
-    labels = {name: whole["columns"][name] for name in ("transaction_id", "event_timestamp", *sorted(label_columns))}
+    labels = {"transaction_id": "TRANSACTION_ID", "is_fraud": "TX_FRAUD", "label_timestamp": "KNOWN_AT"}
     commands = []
     for name, path, columns in (("transactions", early, payments), ("labels", known, labels)):
         mapping = folder / f"{name}.yaml"
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help=f"folder with {FILE}")
     parser.add_argument("--home", type=Path, default=Path(".ringfence/handbook"), help="state folder; kept afterwards")
     parser.add_argument("--profile", choices=("embedded", "services"), default="services")
+    parser.add_argument("--live-only", action="store_true", help="take model and scores of an earlier run in --home")
     parser.add_argument("--replay", type=int, default=20_000, help="payments of the test week to replay; 0 for none")
     arguments = parser.parse_args()
     data = arguments.data / FILE
@@ -132,13 +135,15 @@ def main() -> None:
     with_servers = arguments.profile == "services"
     found: list[Figure] = []
     try:
-        if with_servers:
-            ringfence("services", ["services", "up"], environment=full)
-        steps = pipeline(data, full, scores)
-        found += figures(steps, rows) + metrics(steps[-1])
-        if arguments.replay:
+        if not arguments.live_only:
+            if with_servers:
+                ringfence("services", ["services", "up"], environment=full)
+            steps = pipeline(data, full, scores)
+            found += figures(steps, rows) + metrics(steps[-1])
             if with_servers:
                 ringfence("services", ["services", "down"], environment=full)
+        if arguments.replay:
+            if with_servers:
                 ringfence("services", ["services", "up"], environment=live_env)
             found += figures(live(*split(data, home), live_env), rows)
             found += replay(data, scores, live_env, start=TEST, n=arguments.replay)
@@ -146,7 +151,7 @@ def main() -> None:
         if with_servers:
             ringfence("services down", ["services", "down"], environment=full)
             ringfence("services down", ["services", "down"], environment=live_env)
-        publish("handbook", found)
+        publish("handbook-live" if arguments.live_only else "handbook", found)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ to read and how to lay their columns out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from graph_features.errors import SchemaMismatchError
-from graph_features.schema import FeatureSchema, ViewSchema
+from graph_features.schema import DType, FeatureSchema, ViewSchema
 from graph_features.transaction import REQUEST_FEATURES
 
 Side = Literal["sender", "receiver"]
@@ -43,6 +44,20 @@ class HistoryFeature:
     side: Side
     view: str
     columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewColumns:
+    """Where one view's scalar features stand in an input matrix: columns [first, first + len(names)).
+
+    `empty` holds their values for what was never seen, NaN for null; `timestamps` are (position in names, name).
+    """
+
+    view: ViewSchema
+    first: int
+    names: tuple[str, ...]
+    empty: tuple[float, ...]
+    timestamps: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +101,16 @@ class InputSpec:
     def pair_views(self) -> tuple[ViewSchema, ...]:
         """Views to read for pairs, forth and back."""
         return tuple(view for view in self.views if view.entity == "pair")
+
+    @cached_property
+    def account_columns(self) -> tuple[ViewColumns, ...]:
+        """The layout of `account`, view by view."""
+        return _layout(self.account_views, self.account)
+
+    @cached_property
+    def pair_columns(self) -> tuple[ViewColumns, ...]:
+        """The layout of `pair`, view by view."""
+        return _layout(self.pair_views, self.pair)
 
     def view(self, name: str) -> ViewSchema:
         """Return the schema of view `name`; raise SchemaMismatchError."""
@@ -139,6 +164,24 @@ class InputSpec:
             feature_hash=feature_hash,
             views=views,
         )
+
+
+def _layout(views: tuple[ViewSchema, ...], names: tuple[str, ...]) -> tuple[ViewColumns, ...]:
+    layout, first = [], 0
+    for view in views:
+        features = [view.feature(name.partition(":")[2]) for name in names if name.startswith(f"{view.name}:")]
+        stamps = [(at, one.name) for at, one in enumerate(features) if one.dtype is DType.TIMESTAMP]
+        layout.append(
+            ViewColumns(
+                view=view,
+                first=first,
+                names=tuple(feature.name for feature in features),
+                empty=tuple(math.nan if feature.empty is None else feature.empty for feature in features),
+                timestamps=tuple(stamps),
+            )
+        )
+        first += len(features)
+    return tuple(layout)
 
 
 def _scalars(view: ViewSchema) -> list[str]:

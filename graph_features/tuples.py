@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_features.histogram import amount_percentiles
-from graph_features.input_spec import EDGE_FEATURES, NEIGHBOUR_VIEW, HistoryFeature, InputSpec
+from graph_features.input_spec import EDGE_FEATURES, NEIGHBOUR_VIEW, HistoryFeature, InputSpec, ViewColumns
 from graph_features.neighbour_spec import NEIGHBOUR_PROFILE, NEIGHBOUR_PROFILE_SIZE, SENT
-from graph_features.schema import Cadence, DType, EntityKey, ViewSchema
+from graph_features.schema import Cadence, EntityKey, ViewSchema
 from graph_features.stores.blocks import RowBlock
 from graph_features.transaction import TransactionColumns, request_features
 
@@ -149,7 +149,7 @@ def build_tuples(spec: InputSpec, transactions: TransactionColumns, blocks: Tupl
     both_ms = np.concatenate([transactions.event_ms, transactions.event_ms])
     other_id = np.concatenate([transactions.receiver_id, transactions.sender_id])
     accounts = build_account_inputs(spec, both_ms, other_id, blocks.accounts)
-    pair_x = _matrix(spec.pair_views, spec.pair, blocks.pairs, both_ms)
+    pair_x = _matrix(spec.pair_columns, blocks.pairs, both_ms)
     transaction_x = np.concatenate(
         [
             _request_columns(spec, transactions),
@@ -178,7 +178,7 @@ def build_account_inputs(
     """
     neighbour_x, neighbour_index = _neighbours(spec, event_ms, other_id, blocks)
     return AccountInputs(
-        account_x=_matrix(spec.account_views, spec.account, blocks, event_ms),
+        account_x=_matrix(spec.account_columns, blocks, event_ms),
         neighbour_x=neighbour_x,
         neighbour_index=neighbour_index,
     )
@@ -192,27 +192,18 @@ def _usable(view: ViewSchema, block: RowBlock, event_ms: Int64) -> Bools:
     return usable
 
 
-def _matrix(
-    views: Sequence[ViewSchema],
-    names: Sequence[str],
-    blocks: Mapping[str, RowBlock],
-    event_ms: Int64,
-) -> Float32:
-    """Scalar features of `views`, float32 [rows, len(names)], in the order of `names` (grouped by view)."""
-    out = np.empty((len(event_ms), len(names)), np.float32)
-    column = 0
-    for view in views:
-        features = [view.feature(name.partition(":")[2]) for name in names if name.startswith(f"{view.name}:")]
-        block, part = blocks[view.name], out[:, column : column + len(features)]
-        part[:] = block.matrix([feature.name for feature in features])
-        for position, feature in enumerate(features):
-            if feature.dtype is DType.TIMESTAMP:
-                part[:, position] = (event_ms - block.float64(feature.name)) / MS_PER_S
+def _matrix(layout: Sequence[ViewColumns], blocks: Mapping[str, RowBlock], event_ms: Int64) -> Float32:
+    """Scalar features of the views of `layout`, float32 [rows, columns], side by side."""
+    out = np.empty((len(event_ms), sum(len(columns.names) for columns in layout)), np.float32)
+    for columns in layout:
+        view, block = columns.view, blocks[columns.view.name]
+        part = out[:, columns.first : columns.first + len(columns.names)]
+        part[:] = block.matrix(columns.names)
+        for position, name in columns.timestamps:
+            part[:, position] = (event_ms - block.float64(name)) / MS_PER_S
         part[~_usable(view, block, event_ms)] = np.nan
         if view.cadence is Cadence.EVENT:
-            empty = [np.nan if feature.empty is None else feature.empty for feature in features]
-            part[~block.present] = np.array(empty, np.float32)
-        column += len(features)
+            part[~block.present] = np.array(columns.empty, np.float32)
     return out
 
 
