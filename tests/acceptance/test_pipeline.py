@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 RATES = '{"GBP": "1.17", "USD": "0.92"}'
-ACCOUNTS, DAYS = 300, 40
+ACCOUNTS, DAYS, SEED = 400, 40, 5
 READY_S = 120
 TIMES = {"transactions": "event_timestamp", "statuses": "status_timestamp", "labels": "label_timestamp"}
 
@@ -64,7 +64,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pa.Table]:
     from infra.simulator import simulate
 
     out = tmp_path_factory.mktemp("history")
-    simulate(accounts=ACCOUNTS, days=DAYS, seed=11, out=out)
+    simulate(accounts=ACCOUNTS, days=DAYS, seed=SEED, out=out)
     return {kind: pq.read_table(out / f"{kind}.parquet").sort_by(column) for kind, column in TIMES.items()}
 
 
@@ -134,14 +134,20 @@ def post(client: httpx.Client, path: str, name: str, rows: list[dict[str, Any]])
     return reply.json()
 
 
-def batches(payments: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Payments that may be scored together: no account comes back at a later time, and no tie is torn apart."""
+def batches(payments: list[dict[str, Any]], statuses: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Payments that may be scored and ingested together.
+
+    No account comes back at a later time, no status of one of them becomes known before the last, no tie is torn apart.
+    """
+    known_at = {row["transaction_id"]: row["status_timestamp"] for row in reversed(statuses)}
     batch: list[dict[str, Any]] = []
     seen: dict[str, datetime] = {}
     for payment in payments:
         moment = payment["event_timestamp"]
         ends = (payment["sender_id"], payment["receiver_id"])
-        if batch and batch[-1]["event_timestamp"] != moment and any(seen.get(end, moment) != moment for end in ends):
+        again = any(seen.get(end, moment) != moment for end in ends)
+        learned = any(known_at.get(earlier["transaction_id"], moment) < moment for earlier in batch)
+        if batch and batch[-1]["event_timestamp"] != moment and (again or learned):
             yield batch
             batch, seen = [], {}
         batch.append(payment)
@@ -154,7 +160,7 @@ def replay(client: httpx.Client, history: Mapping[str, pa.Table], start: datetim
     rows = {kind: [row for row in table.to_pylist() if row[TIMES[kind]] >= start] for kind, table in history.items()}
     scores: dict[str, float] = {}
     later = {row["transaction_id"] for row in rows["transactions"]}
-    for batch in batches(rows["transactions"]):
+    for batch in batches(rows["transactions"], rows["statuses"]):
         until = batch[-1]["event_timestamp"]
         for kind in ("statuses", "labels"):
             due = [r for r in rows[kind] if r[TIMES[kind]] < until and (r["transaction_id"] not in later)]
@@ -185,9 +191,8 @@ def test_from_files_to_scores(ringfence: Ringfence, history: dict[str, pa.Table]
     period = ["--from", day(start + timedelta(days=5)), "--to", day(today)]
     ringfence("backfill", *period, "--every", "1d")
     ringfence("materialize", "--as-of", day(today))
-    train_to = start + timedelta(days=25)
-    window = ["--from", day(start + timedelta(days=5)), "--to", day(train_to)]
-    ringfence("train", *window, "--test-to", day(train_to + timedelta(days=10)))
+    days = {name: day(start + timedelta(days=n)) for name, n in (("from", 5), ("validation", 27), ("to", 31))}
+    ringfence("train", "--from", days["from"], "--validation-from", days["validation"], "--to", days["to"])
     ringfence("promote", "--force")
 
     with server(ringfence) as client:
