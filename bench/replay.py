@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,17 @@ def batches(rows: list[dict[str, Any]]) -> Iterator[Batch]:
     """Cut rows (in time order) where an account comes back at a later time, and at midnight; never inside a tie."""
     payments: list[dict[str, Any]] = []
     times: list[datetime] = []
-    seen: dict[str, datetime] = {}
-    for row in rows:
-        moment, made = row["TX_DATETIME"], payment(row)
-        tie = bool(times) and times[-1] == moment
-        again = any(seen.get(made[side], moment) != moment for side in ("sender_id", "receiver_id"))
-        if payments and not tie and (again or len(payments) >= LARGEST_BATCH or times[-1].date() != moment.date()):
+    seen: set[str] = set()
+    for moment, group in groupby(rows, key=lambda row: row["TX_DATETIME"]):
+        tie = [payment(row) for row in group]
+        ends = {made[side] for made in tie for side in ("sender_id", "receiver_id")}
+        full = len(payments) + len(tie) > LARGEST_BATCH
+        if payments and (ends & seen or full or times[-1].date() != moment.date()):
             yield Batch(payments=payments, times=times)
-            payments, times, seen = [], [], {}
-        payments.append(made)
-        times.append(moment)
-        seen[made["sender_id"]] = seen[made["receiver_id"]] = moment
+            payments, times, seen = [], [], set()
+        payments += tie
+        times += [moment] * len(tie)
+        seen |= ends
     if payments:
         yield Batch(payments=payments, times=times)
 

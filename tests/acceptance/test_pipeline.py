@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +142,16 @@ def batches(payments: list[dict[str, Any]], statuses: list[dict[str, Any]]) -> I
     """
     known_at = {row["transaction_id"]: row["status_timestamp"] for row in reversed(statuses)}
     batch: list[dict[str, Any]] = []
-    seen: dict[str, datetime] = {}
-    for payment in payments:
-        moment = payment["event_timestamp"]
-        ends = (payment["sender_id"], payment["receiver_id"])
-        again = any(seen.get(end, moment) != moment for end in ends)
+    seen: set[str] = set()
+    for moment, group in groupby(payments, key=lambda payment: payment["event_timestamp"]):
+        tie = list(group)
+        ends = {end for payment in tie for end in (payment["sender_id"], payment["receiver_id"])}
         learned = any(known_at.get(earlier["transaction_id"], moment) < moment for earlier in batch)
-        if batch and batch[-1]["event_timestamp"] != moment and (again or learned):
+        if batch and (ends & seen or learned):
             yield batch
-            batch, seen = [], {}
-        batch.append(payment)
-        seen.update(dict.fromkeys(ends, moment))
+            batch, seen = [], set()
+        batch += tie
+        seen |= ends
     yield batch
 
 
