@@ -126,6 +126,6 @@ class ModelFollower:
         previous, self.current = self.current, model
         self._problem = ""
         if previous is not None:
-            self._metrics.model.remove(previous.ref.name, previous.ref.version)
+            self._metrics.model.labels(previous.ref.name, previous.ref.version).set(0)
         self._metrics.model.labels(model.ref.name, model.ref.version).set(1)
         log.info("model in use", extra={"version": model.ref.version, "feature_hash": model.info.feature_hash})
