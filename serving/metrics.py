@@ -61,7 +61,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.model = Gauge("ringfence_model_info", "1 for the model in use, 0 for earlier ones.", ["name", "version"], registry=self.registry)
+        self.model = Gauge(
+            "ringfence_model_info",
+            "1 for the model in use, 0 for earlier ones.",
+            ["name", "version"],
+            registry=self.registry,
+        )
 
     def watch(self, pools: Iterable[Pool]) -> None:
         """Export the state of `pools` at every scrape."""
