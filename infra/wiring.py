@@ -6,17 +6,18 @@ from functools import cached_property
 from types import TracebackType
 
 from graph_features import backends
-from graph_features.settings import FeatureSettings, PlatformSettings, load
+from graph_features.settings import PlatformSettings, load
 from graph_features.sources.base import GraphStore, RecordStore
-from graph_features.stores.base import OfflineStore, OnlineStore
+from serving.lazy_stores import LazyStores
 
 
-class Platform:
-    """What a command works with: `with Platform() as platform: platform.records.ping()`."""
+class Platform(LazyStores):
+    """What a command works with, tables made if missing: `with Platform() as platform: platform.records.ping()`."""
 
     def __init__(self, settings: PlatformSettings | None = None) -> None:
         self.settings = settings or load(PlatformSettings)
         self.settings.home.mkdir(parents=True, exist_ok=True)
+        super().__init__(self.settings)
 
     @cached_property
     def records(self) -> RecordStore:
@@ -29,24 +30,6 @@ class Platform:
         graph = backends.open_graph(self.settings)
         graph.create_schema()
         return graph
-
-    @cached_property
-    def online(self) -> OnlineStore:
-        return backends.open_online(self.settings)
-
-    @cached_property
-    def offline(self) -> OfflineStore:
-        return backends.open_offline(self.settings)
-
-    @cached_property
-    def feature_settings(self) -> FeatureSettings:
-        return load(FeatureSettings)
-
-    def close(self) -> None:
-        for name in ("records", "graph", "online", "offline"):
-            store = self.__dict__.pop(name, None)
-            if store is not None:
-                store.close()
 
     def __enter__(self) -> Platform:
         return self
