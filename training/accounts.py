@@ -185,6 +185,11 @@ def read_accounts(
     job = store.get_historical_features(entity_df=entities, features=service, full_feature_names=True)
     joined = job.to_arrow().sort_by(ROW)
     blocks = {view.name: RowBlock.from_arrow(view, joined, prefix=f"{view.name}__") for view in spec.account_views}
+    if not any(block.present.any() for block in blocks.values()):
+        raise ModelError(
+            f"none of the {len(account_id)} labelled accounts (first: {account_id[0]!r}) has a feature row by then: "
+            "check the ids and their prefix, and that features were backfilled"
+        )
     nobody = np.full(len(account_id), None, dtype=object)
     instants = np.full(len(account_id), as_of_ms, np.int64)
     return AccountRows(inputs=build_account_inputs(spec, instants, nobody, blocks))
