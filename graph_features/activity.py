@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graph_features.catalog import WINDOWS, View, Window, feature, windowed_feature
+from graph_features.catalog import WINDOWS, View, Window, feature
 from graph_features.clock import DAY_MS, SECOND_MS
 from graph_features.edges import Float64, Int64
 from graph_features.kernels.sweeps import Rhythm, WindowSums, rhythm, window_sums
@@ -31,6 +31,7 @@ ACTIVITY = View(
 )
 
 BY_NAME = {window.name: window for window in WINDOWS}
+SIDES = (Side.SENT, Side.RECEIVED)
 COUNTERPARTY_WINDOWS = tuple(BY_NAME[name] for name in ("7d", "30d", "all"))
 FLOW_WINDOWS = tuple(BY_NAME[name] for name in ("7d", "all"))
 BOTH_WAYS_WINDOWS = tuple(BY_NAME[name] for name in ("1d", "7d", "30d"))
@@ -61,103 +62,58 @@ def known_where(values: Int64, known: np.ndarray[tuple[int, ...], np.dtype[np.bo
     return np.ma.MaskedArray(values, mask=~known)
 
 
-def _mean(sums: WindowSums) -> Float64:
+@feature(view=ACTIVITY, sides=SIDES, windows=WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
+def count(rows: AccountRows, side: Side, window: Window) -> Column:
+    """Payments {side}, window: {window}."""
+    return _sums(rows, side, window).count
+
+
+@feature(view=ACTIVITY, sides=SIDES, windows=WINDOWS, dtype=DType.INT64, unit="minor units", range="0 or more", empty=0)
+def amount_sum(rows: AccountRows, side: Side, window: Window) -> Column:
+    """Sum of amounts {side}, window: {window}."""
+    return _sums(rows, side, window).total
+
+
+@feature(view=ACTIVITY, sides=SIDES, windows=WINDOWS, dtype=DType.FLOAT64, unit="minor units", range="0 or more")
+def amount_mean(rows: AccountRows, side: Side, window: Window) -> Column:
+    """Mean amount {side}, window: {window}; null without a payment."""
+    sums = _sums(rows, side, window)
     return ratio(sums.total, sums.count)
 
 
-def _largest(sums: WindowSums) -> Column:
+@feature(view=ACTIVITY, sides=SIDES, windows=WINDOWS, dtype=DType.INT64, unit="minor units", range="0 or more")
+def amount_max(rows: AccountRows, side: Side, window: Window) -> Column:
+    """Largest amount {side}, window: {window}; null without a payment."""
+    sums = _sums(rows, side, window)
     return known_where(sums.largest, sums.count > 0)
 
 
-def _std(sums: WindowSums) -> Float64:
+@feature(view=ACTIVITY, sides=SIDES, windows=WINDOWS, dtype=DType.FLOAT64, unit="minor units", range="0 or more")
+def amount_std(rows: AccountRows, side: Side, window: Window) -> Column:
+    """Sample standard deviation of amounts {side}, window: {window}; null below two payments."""
+    sums = _sums(rows, side, window)
     return np.sqrt(ratio(sums.deviations, sums.count - 1))
 
 
-@windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-def sent_count(rows: AccountRows, window: Window) -> Column:
-    """Payments sent, window: {window}."""
-    return _sums(rows, Side.SENT, window).count
-
-
-@windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.INT64, unit="minor units", range="0 or more", empty=0)
-def sent_amount_sum(rows: AccountRows, window: Window) -> Column:
-    """Sum of amounts sent, window: {window}."""
-    return _sums(rows, Side.SENT, window).total
-
-
-@windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.FLOAT64, unit="minor units", range="0 or more")
-def sent_amount_mean(rows: AccountRows, window: Window) -> Column:
-    """Mean amount sent, window: {window}; null without a payment."""
-    return _mean(_sums(rows, Side.SENT, window))
-
-
-@windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.INT64, unit="minor units", range="0 or more")
-def sent_amount_max(rows: AccountRows, window: Window) -> Column:
-    """Largest amount sent, window: {window}; null without a payment."""
-    return _largest(_sums(rows, Side.SENT, window))
-
-
-@windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.FLOAT64, unit="minor units", range="0 or more")
-def sent_amount_std(rows: AccountRows, window: Window) -> Column:
-    """Sample standard deviation of amounts sent, window: {window}; null below two payments."""
-    return _std(_sums(rows, Side.SENT, window))
-
-
-@windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-def received_count(rows: AccountRows, window: Window) -> Column:
-    """Payments received, window: {window}."""
-    return _sums(rows, Side.RECEIVED, window).count
-
-
-@windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.INT64, unit="minor units", range="0 or more", empty=0)
-def received_amount_sum(rows: AccountRows, window: Window) -> Column:
-    """Sum of amounts received, window: {window}."""
-    return _sums(rows, Side.RECEIVED, window).total
-
-
-@windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.FLOAT64, unit="minor units", range="0 or more")
-def received_amount_mean(rows: AccountRows, window: Window) -> Column:
-    """Mean amount received, window: {window}; null without a payment."""
-    return _mean(_sums(rows, Side.RECEIVED, window))
-
-
-@windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.INT64, unit="minor units", range="0 or more")
-def received_amount_max(rows: AccountRows, window: Window) -> Column:
-    """Largest amount received, window: {window}; null without a payment."""
-    return _largest(_sums(rows, Side.RECEIVED, window))
-
-
-@windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.FLOAT64, unit="minor units", range="0 or more")
-def received_amount_std(rows: AccountRows, window: Window) -> Column:
-    """Sample standard deviation of amounts received, window: {window}; null below two payments."""
-    return _std(_sums(rows, Side.RECEIVED, window))
-
-
-@windowed_feature(view=ACTIVITY, windows=FLOW_WINDOWS, dtype=DType.INT64, unit="minor units", range="any", empty=0)
+@feature(view=ACTIVITY, windows=FLOW_WINDOWS, dtype=DType.INT64, unit="minor units", range="any", empty=0)
 def net_flow(rows: AccountRows, window: Window) -> Column:
     """Sum of amounts received less sum of amounts sent, window: {window}."""
     return _sums(rows, Side.RECEIVED, window).total - _sums(rows, Side.SENT, window).total
 
 
-@windowed_feature(
-    view=ACTIVITY, windows=COUNTERPARTY_WINDOWS, dtype=DType.INT64, unit="accounts", range="0 or more", empty=0
-)
+@feature(view=ACTIVITY, windows=COUNTERPARTY_WINDOWS, dtype=DType.INT64, unit="accounts", range="0 or more", empty=0)
 def unique_receivers(rows: AccountRows, window: Window) -> Column:
     """Distinct accounts paid, window: {window}."""
     return _sums(rows, Side.SENT, window).distinct
 
 
-@windowed_feature(
-    view=ACTIVITY, windows=COUNTERPARTY_WINDOWS, dtype=DType.INT64, unit="accounts", range="0 or more", empty=0
-)
+@feature(view=ACTIVITY, windows=COUNTERPARTY_WINDOWS, dtype=DType.INT64, unit="accounts", range="0 or more", empty=0)
 def unique_senders(rows: AccountRows, window: Window) -> Column:
     """Distinct accounts that paid this one, window: {window}."""
     return _sums(rows, Side.RECEIVED, window).distinct
 
 
-@windowed_feature(
-    view=ACTIVITY, windows=BOTH_WAYS_WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0
-)
+@feature(view=ACTIVITY, windows=BOTH_WAYS_WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
 def transaction_count(rows: AccountRows, window: Window) -> Column:
     """Payments sent or received, one to oneself once, window: {window}."""
     return np.asarray(_rhythm(rows).count[BOTH_WAYS_WINDOWS.index(window)])

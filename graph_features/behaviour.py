@@ -8,10 +8,11 @@ from collections.abc import Callable, Hashable
 import numpy as np
 import numpy.typing as npt
 
-from graph_features.activity import ratio
+from graph_features.activity import SIDES, known_where, ratio
 from graph_features.catalog import View, feature
 from graph_features.edges import EdgeTable, Int64
-from graph_features.kernels.sweeps import Conduct, amount_histogram, conduct
+from graph_features.kernels import sweeps
+from graph_features.kernels.sweeps import Conduct, conduct
 from graph_features.kernels.timeline import Side, timeline
 from graph_features.rows import AccountRows, Column
 from graph_features.schema import Cadence, DType, Renewal
@@ -100,6 +101,16 @@ def sent_attempt_count_all(rows: AccountRows) -> Column:
     return _conduct(rows).attempts
 
 
+@feature(view=BEHAVIOUR, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
+def first_attempt_timestamp(rows: AccountRows) -> Column:
+    """Time of the first payment sent or received, whatever became of it; null without one."""
+    either = timeline(rows.edges, Side.EITHER)
+    first = either.offsets[np.maximum(rows.account, 0)]
+    some = (rows.account >= 0) & (first < either.offsets[rows.account + 1])
+    first_ms = either.ts_ms[np.where(some, first, 0)] if len(either.ts_ms) else np.zeros(len(rows), np.int64)
+    return known_where(first_ms, some & (first_ms < rows.as_of_ms))
+
+
 @feature(view=BEHAVIOUR, dtype=DType.FLOAT64, unit="share", range="0 to 1")
 def failed_transaction_ratio(rows: AccountRows) -> Column:
     """Share of attempts whose latest known status is failed; null without an attempt."""
@@ -164,13 +175,13 @@ def burst_score(rows: AccountRows) -> Column:
     return ratio(done.busiest_hour * done.active_days * HOURS_PER_DAY, done.attempts)
 
 
-@feature(view=BEHAVIOUR, dtype=DType.INT64_LIST, unit="bin, payments, ...", range="see graph_features.histogram")
-def sent_amount_histogram(rows: AccountRows) -> Column:
-    """Payments sent by bin of amount: bin, count, bin, count, ... without empty bins; empty without a payment."""
-    return amount_histogram(rows.edges, Side.SENT, rows.account, rows.as_of_ms)
-
-
-@feature(view=BEHAVIOUR, dtype=DType.INT64_LIST, unit="bin, payments, ...", range="see graph_features.histogram")
-def received_amount_histogram(rows: AccountRows) -> Column:
-    """Payments received by bin of amount: bin, count, bin, count, ... without empty bins; empty without a payment."""
-    return amount_histogram(rows.edges, Side.RECEIVED, rows.account, rows.as_of_ms)
+@feature(
+    view=BEHAVIOUR,
+    sides=SIDES,
+    dtype=DType.INT64_LIST,
+    unit="bin, payments, ...",
+    range="see graph_features.histogram",
+)
+def amount_histogram(rows: AccountRows, side: Side) -> Column:
+    """Payments {side} by bin of amount: bin, count, bin, count, ... without empty bins; empty without a payment."""
+    return sweeps.amount_histogram(rows.edges, side, rows.account, rows.as_of_ms)

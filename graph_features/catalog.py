@@ -3,14 +3,15 @@
 A feature is a plain function: its name is the column, its docstring the description, its decorator the rest::
 
     @feature(view=ACTIVITY, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-    def sent_count_all(rows: AccountRows) -> Column:
-        "Payments sent."
+    def unique_counterparties_all(rows: AccountRows) -> Column:
+        "Distinct accounts paid or paying."
 
-A windowed feature is written once and registered per window; the window ends its name (`sent_count_7d`)::
+What exists for both directions or several windows is written once. The direction begins each name, the window ends it
+(`sent_count_7d`), and both stand in the docstring::
 
-    @windowed_feature(view=ACTIVITY, windows=WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-    def sent_count(rows: AccountRows, window: Window) -> Column:
-        "Payments sent in the last {window}."
+    @feature(view=ACTIVITY, sides=SIDES, windows=WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more")
+    def count(rows: AccountRows, side: Side, window: Window) -> Column:
+        "Payments {side} in the last {window}."
 
 The order of definition is the order of columns. `catalog()` imports every feature module once and returns the views.
 """
@@ -109,48 +110,53 @@ class View:
 
 
 def feature(
-    *, view: View, dtype: DType, unit: str, range: str, empty: float | None = None
-) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
-    """Register a function as a feature of `view` under its own name."""
+    *,
+    view: View,
+    dtype: DType,
+    unit: str,
+    range: str,
+    empty: float | None = None,
+    sides: Sequence[str] = (),
+    windows: Sequence[Window] = (),
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as a feature of `view` under its own name, or as one per side, per window, or per both.
 
-    def register(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        schema = FeatureSchema(
-            name=function.__name__,
-            dtype=dtype,
-            description=inspect.cleandoc(function.__doc__ or ""),
-            unit=unit,
-            range=range,
-            empty=empty,
-        )
-        view.add(schema, function, _code(function))
+    The function takes the rows, then the side if there are `sides`, then the window if there are `windows`.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        code = _code(function)
+        for side in sides or (None,):
+            for window in windows or (None,):
+                given = [part for part in (side, window) if part is not None]
+                schema = FeatureSchema(
+                    name=_variant(function.__name__, side, window),
+                    dtype=dtype,
+                    description=_told(inspect.cleandoc(function.__doc__ or ""), side, window),
+                    unit=unit,
+                    range=range,
+                    empty=empty,
+                )
+                compute = partial(_compute, function, given) if given else function
+                view.add(schema, compute, code + repr(given))
         return function
 
     return register
 
 
-def windowed_feature(
-    *, view: View, windows: Sequence[Window], dtype: DType, unit: str, range: str, empty: float | None = None
-) -> Callable[[Callable[[Any, Window], Any]], Callable[[Any, Window], Any]]:
-    """Register a function of rows and window once per window, the window's name appended to its own."""
-
-    def register(function: Callable[[Any, Window], Any]) -> Callable[[Any, Window], Any]:
-        for window in windows:
-            schema = FeatureSchema(
-                name=f"{function.__name__}_{window.name}",
-                dtype=dtype,
-                description=inspect.cleandoc(function.__doc__ or "").replace("{window}", window.name),
-                unit=unit,
-                range=range,
-                empty=empty,
-            )
-            view.add(schema, partial(_in_window, function, window), f"{_code(function)}{window.length_ms}")
-        return function
-
-    return register
+def _variant(name: str, side: str | None, window: Window | None) -> str:
+    parts = [*([side] if side is not None else []), name, *([window.name] if window is not None else [])]
+    return "_".join(parts)
 
 
-def _in_window(function: Callable[[Any, Window], Any], window: Window, rows: Any) -> Any:
-    return function(rows, window)
+def _told(text: str, side: str | None, window: Window | None) -> str:
+    if side is not None:
+        text = text.replace("{side}", side)
+    return text if window is None else text.replace("{window}", window.name)
+
+
+def _compute(function: Callable[..., Any], given: Sequence[Any], rows: Any) -> Any:
+    return function(rows, *given)
 
 
 def _code(function: Callable[..., Any]) -> str:

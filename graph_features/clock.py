@@ -21,6 +21,7 @@ NEVER_MS = 2**63 - 1
 # Row versions are ordered by the ingest sequence they were computed from, never by a worker's clock. Feast wants a
 # timestamp for that (`created_timestamp`), so the sequence is written as microseconds after this instant.
 CREATED_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+CREATED_EPOCH_US = (CREATED_EPOCH - EPOCH) // timedelta(microseconds=1)
 
 
 def to_ms(moment: datetime) -> int:

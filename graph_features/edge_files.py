@@ -53,7 +53,7 @@ def load_edges(folder: Path) -> EdgeTable:
     """Map what `save_edges` wrote; the columns are read-only."""
     accounts, payments = _read(folder / "accounts.arrow"), _read(folder / "payments.arrow")
     facts = json.loads(accounts.schema.metadata[_FACTS])
-    columns = {name: _column(payments, name) for name in _EDGE_COLUMNS}
+    columns: dict[str, Any] = {name: _column(payments, name) for name in _EDGE_COLUMNS}
     return EdgeTable(
         account_ids=accounts["account_id"].to_numpy(),
         statuses=_changes(folder / "statuses.arrow"),

@@ -19,6 +19,7 @@ from graph_features.contracts import (
     STORED_STATUS_SCHEMA,
     STORED_TRANSACTION_SCHEMA,
 )
+from graph_features.standings import Standings
 
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
@@ -82,6 +83,8 @@ class EdgeTable:
     labels: Changes
     max_seq: int
     """Everything up to this ingest sequence was considered."""
+    standings: Standings | None = None
+    """Counterparties whose own payments are not all here, but whose numbers are known. None where all are here."""
     indexes: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What `memo` keeps: indexes derived from the columns, built when first asked for."""
 

@@ -43,7 +43,8 @@ class Coverage:
 
 
 NOTHING_COVERED = Coverage(as_of_ms=-1, seq=-1)
-ALL_COVERED = Coverage(as_of_ms=NEVER_MS, seq=NEVER_MS)
+LAST_WANTED = Coverage(as_of_ms=NEVER_MS, seq=NEVER_MS)
+"""For an entity whose past is not asked for, only its last row."""
 
 
 def events(edges: EdgeTable, view: ViewSchema) -> EventIndex:
@@ -105,10 +106,11 @@ def last_rows(
 def rows_not_covered(
     index: EventIndex, *, before_ms: int, groups: Int64, as_of_ms: Int64, seq: Int64
 ) -> tuple[Int64, Int64]:
-    """Return (group, as_of_ms) of the rows that are missing or changed, and of each group's last, before `before_ms`.
+    """Return (group, as_of_ms) of the rows before `before_ms` that are missing or changed.
 
     A group's stored rows cover its events before `as_of_ms` ingested up to `seq`. An event that is later, or was
-    ingested later, changes its own row and all that follow it.
+    ingested later, changes its own row and all that follow it. Of a group with the bounds of LAST_WANTED the last row
+    counts as missing.
     """
     covered_as_of, covered_seq = np.full((2, len(index.offsets) - 1), NEVER_MS)
     covered_as_of[groups], covered_seq[groups] = as_of_ms, seq
@@ -117,6 +119,6 @@ def rows_not_covered(
     first = np.full(len(covered_seq), len(index.ts_ms))
     first[index.group[at]] = at  # the last assignment stays: the earliest event
     chosen = (np.arange(len(index.ts_ms)) >= first[index.group]) & (index.ts_ms < before_ms)
-    last = index.last_before(before_ms)[groups]
+    last = index.last_before(before_ms)[groups[as_of_ms == LAST_WANTED.as_of_ms]]
     chosen[last[last >= 0]] = True
     return index.group[chosen], index.ts_ms[chosen] + AS_OF_AFTER_MS

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from graph_features.activity import BY_NAME, known_where, ratio
-from graph_features.catalog import View, Window, feature, windowed_feature
+from graph_features.activity import BY_NAME, SIDES, known_where, ratio
+from graph_features.catalog import View, Window, feature
 from graph_features.edges import Int64
 from graph_features.kernels.ledgers import label_timeline, named_counterparties
 from graph_features.kernels.sweeps import LabelState, label_state
@@ -55,11 +55,6 @@ def _count(rows: AccountRows, side: Side, kind: int, window: Window) -> Int64:
     return np.asarray(labels.window_count[kind][LABEL_WINDOWS.index(window)])
 
 
-def _fraud_ratio(rows: AccountRows, side: Side, window: Window) -> Column:
-    frauds = _count(rows, side, FRAUD, window)
-    return ratio(frauds, frauds + _count(rows, side, GENUINE, window))
-
-
 def _last(rows: AccountRows, side: Side, kind: int) -> Column:
     labels = _labels(rows, side)
     return known_where(labels.last_ms[kind], labels.count[kind] > 0)
@@ -70,146 +65,75 @@ def _last_known(rows: AccountRows, side: Side, kind: int) -> Column:
     return known_where(labels.last_known_ms[kind], labels.count[kind] > 0)
 
 
-def _run_is_fraud(rows: AccountRows, side: Side) -> Column:
+@feature(
+    view=EXPOSURE, sides=SIDES, windows=LABEL_WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0
+)
+def known_fraud_count(rows: AccountRows, side: Side, window: Window) -> Column:
+    """Payments {side} that are known as fraud; label window: {window}."""
+    return _count(rows, side, FRAUD, window)
+
+
+@feature(view=EXPOSURE, sides=SIDES, windows=ALL_TIME, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
+def known_genuine_count(rows: AccountRows, side: Side, window: Window) -> Column:
+    """Payments {side} that are known as genuine; label window: {window}."""
+    return _count(rows, side, GENUINE, window)
+
+
+@feature(view=EXPOSURE, sides=SIDES, windows=LABEL_WINDOWS, dtype=DType.FLOAT64, unit="share", range="0 to 1")
+def known_fraud_ratio(rows: AccountRows, side: Side, window: Window) -> Column:
+    """Share of fraud among payments {side} with a known label; label window: {window}; null without a label."""
+    frauds = _count(rows, side, FRAUD, window)
+    return ratio(frauds, frauds + _count(rows, side, GENUINE, window))
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
+def last_fraud_timestamp(rows: AccountRows, side: Side) -> Column:
+    """Time of the last payment {side} that is known as fraud; null without one."""
+    return _last(rows, side, FRAUD)
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
+def last_fraud_label_timestamp(rows: AccountRows, side: Side) -> Column:
+    """When the newest fraud label of payments {side} became known; null without one."""
+    return _last_known(rows, side, FRAUD)
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
+def last_genuine_timestamp(rows: AccountRows, side: Side) -> Column:
+    """Time of the last payment {side} that is known as genuine; null without one."""
+    return _last(rows, side, GENUINE)
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
+def last_genuine_label_timestamp(rows: AccountRows, side: Side) -> Column:
+    """When the newest genuine label of payments {side} became known; null without one."""
+    return _last_known(rows, side, GENUINE)
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.INT64, unit="yes 1, no 0", range="0 or 1")
+def run_is_fraud(rows: AccountRows, side: Side) -> Column:
+    """Whether the newest labelled payment {side} is known as fraud; null without a label."""
     labels = _labels(rows, side)
     return known_where(labels.run_kind, labels.run_kind >= 0)
 
 
-def _run_start(rows: AccountRows, side: Side) -> Column:
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
+def run_length(rows: AccountRows, side: Side) -> Column:
+    """Labelled payments {side}, newest backwards, up to the first with the other label."""
+    return _labels(rows, side).run_length
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
+def run_start_timestamp(rows: AccountRows, side: Side) -> Column:
+    """Time of the oldest payment of that run; null without a label."""
     labels = _labels(rows, side)
     return known_where(labels.run_start_ms, labels.run_kind >= 0)
 
 
-@windowed_feature(view=EXPOSURE, windows=LABEL_WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-def sent_known_fraud_count(rows: AccountRows, window: Window) -> Column:
-    """Payments sent that are known as fraud; label window: {window}."""
-    return _count(rows, Side.SENT, FRAUD, window)
-
-
-@windowed_feature(view=EXPOSURE, windows=ALL_TIME, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-def sent_known_genuine_count(rows: AccountRows, window: Window) -> Column:
-    """Payments sent that are known as genuine; label window: {window}."""
-    return _count(rows, Side.SENT, GENUINE, window)
-
-
-@windowed_feature(view=EXPOSURE, windows=LABEL_WINDOWS, dtype=DType.FLOAT64, unit="share", range="0 to 1")
-def sent_known_fraud_ratio(rows: AccountRows, window: Window) -> Column:
-    """Share of fraud among payments sent with a known label; label window: {window}; null without a label."""
-    return _fraud_ratio(rows, Side.SENT, window)
-
-
-@feature(view=EXPOSURE, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
-def sent_last_fraud_timestamp(rows: AccountRows) -> Column:
-    """Time of the last payment sent that is known as fraud; null without one."""
-    return _last(rows, Side.SENT, FRAUD)
-
-
-@feature(view=EXPOSURE, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
-def sent_last_fraud_label_timestamp(rows: AccountRows) -> Column:
-    """When the newest fraud label of payments sent became known; null without one."""
-    return _last_known(rows, Side.SENT, FRAUD)
-
-
-@feature(view=EXPOSURE, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
-def sent_last_genuine_timestamp(rows: AccountRows) -> Column:
-    """Time of the last payment sent that is known as genuine; null without one."""
-    return _last(rows, Side.SENT, GENUINE)
-
-
-@feature(view=EXPOSURE, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
-def sent_last_genuine_label_timestamp(rows: AccountRows) -> Column:
-    """When the newest genuine label of payments sent became known; null without one."""
-    return _last_known(rows, Side.SENT, GENUINE)
-
-
-@feature(view=EXPOSURE, dtype=DType.INT64, unit="yes 1, no 0", range="0 or 1")
-def sent_run_is_fraud(rows: AccountRows) -> Column:
-    """Whether the newest labelled payment sent is known as fraud; null without a label."""
-    return _run_is_fraud(rows, Side.SENT)
-
-
-@feature(view=EXPOSURE, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-def sent_run_length(rows: AccountRows) -> Column:
-    """Labelled payments sent, newest backwards, up to the first with the other label."""
-    return _labels(rows, Side.SENT).run_length
-
-
-@feature(view=EXPOSURE, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
-def sent_run_start_timestamp(rows: AccountRows) -> Column:
-    """Time of the oldest payment of that run; null without a label."""
-    return _run_start(rows, Side.SENT)
-
-
-@feature(view=EXPOSURE, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-def sent_ordinary_fraud_count(rows: AccountRows) -> Column:
-    """Known frauds sent, each at most mean + 2 standard deviations of those sent before it (any, below two)."""
-    return _labels(rows, Side.SENT).ordinary_frauds
-
-
-@windowed_feature(view=EXPOSURE, windows=LABEL_WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-def received_known_fraud_count(rows: AccountRows, window: Window) -> Column:
-    """Payments received that are known as fraud; label window: {window}."""
-    return _count(rows, Side.RECEIVED, FRAUD, window)
-
-
-@windowed_feature(view=EXPOSURE, windows=ALL_TIME, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-def received_known_genuine_count(rows: AccountRows, window: Window) -> Column:
-    """Payments received that are known as genuine; label window: {window}."""
-    return _count(rows, Side.RECEIVED, GENUINE, window)
-
-
-@windowed_feature(view=EXPOSURE, windows=LABEL_WINDOWS, dtype=DType.FLOAT64, unit="share", range="0 to 1")
-def received_known_fraud_ratio(rows: AccountRows, window: Window) -> Column:
-    """Share of fraud among payments received with a known label; label window: {window}; null without a label."""
-    return _fraud_ratio(rows, Side.RECEIVED, window)
-
-
-@feature(view=EXPOSURE, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
-def received_last_fraud_timestamp(rows: AccountRows) -> Column:
-    """Time of the last payment received that is known as fraud; null without one."""
-    return _last(rows, Side.RECEIVED, FRAUD)
-
-
-@feature(view=EXPOSURE, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
-def received_last_fraud_label_timestamp(rows: AccountRows) -> Column:
-    """When the newest fraud label of payments received became known; null without one."""
-    return _last_known(rows, Side.RECEIVED, FRAUD)
-
-
-@feature(view=EXPOSURE, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
-def received_last_genuine_timestamp(rows: AccountRows) -> Column:
-    """Time of the last payment received that is known as genuine; null without one."""
-    return _last(rows, Side.RECEIVED, GENUINE)
-
-
-@feature(view=EXPOSURE, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
-def received_last_genuine_label_timestamp(rows: AccountRows) -> Column:
-    """When the newest genuine label of payments received became known; null without one."""
-    return _last_known(rows, Side.RECEIVED, GENUINE)
-
-
-@feature(view=EXPOSURE, dtype=DType.INT64, unit="yes 1, no 0", range="0 or 1")
-def received_run_is_fraud(rows: AccountRows) -> Column:
-    """Whether the newest labelled payment received is known as fraud; null without a label."""
-    return _run_is_fraud(rows, Side.RECEIVED)
-
-
-@feature(view=EXPOSURE, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-def received_run_length(rows: AccountRows) -> Column:
-    """Labelled payments received, newest backwards, up to the first with the other label."""
-    return _labels(rows, Side.RECEIVED).run_length
-
-
-@feature(view=EXPOSURE, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
-def received_run_start_timestamp(rows: AccountRows) -> Column:
-    """Time of the oldest payment of that run; null without a label."""
-    return _run_start(rows, Side.RECEIVED)
-
-
-@feature(view=EXPOSURE, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
-def received_ordinary_fraud_count(rows: AccountRows) -> Column:
-    """Known frauds received, each at most mean + 2 standard deviations of those received before it (any, below two)."""
-    return _labels(rows, Side.RECEIVED).ordinary_frauds
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
+def ordinary_fraud_count(rows: AccountRows, side: Side) -> Column:
+    """Known frauds {side}, each at most mean + 2 standard deviations of those {side} before it (any, below two)."""
+    return _labels(rows, side).ordinary_frauds
 
 
 @feature(view=EXPOSURE, dtype=DType.INT64, unit="accounts", range="0 or more", empty=0)

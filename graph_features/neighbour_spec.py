@@ -17,7 +17,8 @@ NEIGHBOUR_PROFILE: Final = (
 )
 """The P columns of `neighbour_profile`, a row-major (k, P) matrix flattened: the counterparty of each of the k payments
 as of the row's own as_of. Means are of minor units and 0 without a payment; age is since the counterparty's first
-payment, whatever its status; known frauds are its payments, sent or received, whose latest known label is fraud."""
+payment, whatever its status; known frauds are its payments whose latest known label is fraud, those that it sent and
+those that it received, so one to itself twice."""
 
 NEIGHBOUR_PROFILE_SIZE: Final = len(NEIGHBOUR_PROFILE)
 

@@ -16,6 +16,7 @@ from graph_features.kernels.timeline import Side, grouping
 from graph_features.neighbour_spec import NEIGHBOUR_COUNT, RECEIVED, SENT
 from graph_features.rows import AccountRows, Column, ListColumn
 from graph_features.schema import Cadence, DType, Renewal
+from graph_features.standings import STANDING
 
 NEIGHBOURS = View(
     name="account_neighbours",
@@ -64,14 +65,8 @@ def _recent(rows: AccountRows) -> Recent:
 
 def profiles(edges: EdgeTable, account: Int64, as_of_ms: Int64) -> Float64:
     """Return the (n, P) profile of accounts before as_of; the columns are NEIGHBOUR_PROFILE."""
-    columns = []
-    for side in (Side.SENT, Side.RECEIVED):
-        check_sums(edges, side, account)
-        columns.append(totals_at(payment_ledger(edges, side), account, as_of_ms))
-    (sent_count, sent_sum), (received_count, received_sum) = columns
-    everything = grouping(edges, Side.EITHER)
-    first_ms = edges.ts_ms[everything.edge[everything.offsets[account]]]
-    (frauds,) = totals_at(fraud_ledger(edges), account, as_of_ms)
+    totals = _totals(edges, account, as_of_ms) if edges.standings is None else _told(edges, account, as_of_ms)
+    sent_count, sent_sum, received_count, received_sum, first_ms, sent_frauds, received_frauds = totals
     return np.stack(
         (
             np.log1p(sent_count),
@@ -79,10 +74,36 @@ def profiles(edges: EdgeTable, account: Int64, as_of_ms: Int64) -> Float64:
             np.log1p(sent_sum / np.maximum(sent_count, 1)),
             np.log1p(received_sum / np.maximum(received_count, 1)),
             (as_of_ms - first_ms) / DAY_MS,
-            frauds.astype(np.float64),
+            (sent_frauds + received_frauds).astype(np.float64),
         ),
         axis=1,
     )
+
+
+def _totals(edges: EdgeTable, account: Int64, as_of_ms: Int64) -> Int64:
+    """Return the numbers of STANDING, (len(STANDING), n), from the accounts' payments."""
+    for side in (Side.SENT, Side.RECEIVED):
+        check_sums(edges, side, account)
+    (sent, received), frauds = (
+        [totals_at(ledger(edges, side), account, as_of_ms) for side in (Side.SENT, Side.RECEIVED)]
+        for ledger in (payment_ledger, fraud_ledger)
+    )
+    everything = grouping(edges, Side.EITHER)
+    first_ms = edges.ts_ms[everything.edge[everything.offsets[account]]]
+    return np.stack((*sent, *received, first_ms, *np.concatenate(frauds)))
+
+
+def _told(edges: EdgeTable, account: Int64, as_of_ms: Int64) -> Int64:
+    """The same, from the table's standings where it brings the account's."""
+    standings = edges.standings
+    assert standings is not None
+    place = np.full(edges.n_accounts, -1)
+    place[edges.codes(list(standings.account_ids))] = np.arange(len(standings.account_ids))
+    told = place[account] >= 0
+    totals = np.empty((len(STANDING), len(account)), np.int64)
+    totals[:, told] = standings.totals[:, place[account[told]]]
+    totals[:, ~told] = _totals(edges, account[~told], as_of_ms[~told])
+    return totals
 
 
 @feature(view=NEIGHBOURS, dtype=DType.STRING_LIST, unit="account ids", range="16 at most")

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from graph_features.catalog import catalog
-from graph_features.clock import CREATED_EPOCH, MAX_EVENT_MS, to_ms
+from graph_features.clock import CREATED_EPOCH_US, MAX_EVENT_MS
 from graph_features.drivers import batch, on_demand
 from graph_features.edges import EdgeTable
 from graph_features.events import NOTHING_COVERED, Coverage
@@ -80,7 +80,7 @@ def refresh(
     if in_bulk:
         done = _in_bulk(wanted, covered, records, writer, settings)
     else:
-        done = _on_demand(wanted, covered, records, writer, settings, executor, open_records)
+        done = _on_demand(wanted, covered, records, online, writer, settings, executor, open_records)
     online.clear_pending({key: token for key, token in tokens.items() if key not in done.failed})
     return RefreshReport(
         keys=len(wanted),
@@ -119,7 +119,7 @@ def _coverage(view: ViewSchema, value: bytes | None) -> Coverage | None:
     first, fingerprint, as_of_ms, created_us = np.frombuffer(value, "<i8", HEADER_BYTES // 8).tolist()
     if (first, fingerprint) != header_words(view):
         return None
-    return Coverage(as_of_ms=as_of_ms, seq=created_us - to_ms(CREATED_EPOCH) * 1_000)
+    return Coverage(as_of_ms=as_of_ms, seq=created_us - CREATED_EPOCH_US)
 
 
 class _Writer:
@@ -163,6 +163,7 @@ def _on_demand(
     wanted: Sequence[EntityKey],
     covered: on_demand.CoveredByView,
     records: RecordStore,
+    online: OnlineStore,
     writer: _Writer,
     settings: FeatureSettings,
     executor: Executor | None,
@@ -178,10 +179,11 @@ def _on_demand(
             before_ms=AFTER_EVERYTHING_MS,
             settings=settings,
             covered=covered,
+            online=online,
         )
     else:
         done = on_demand.latest_rows(
-            views, keys, records, before_ms=AFTER_EVERYTHING_MS, settings=settings, covered=covered
+            views, keys, records, before_ms=AFTER_EVERYTHING_MS, settings=settings, covered=covered, online=online
         )
     for view in views:
         for chunk, table in enumerate(_chunks(done.tables[view.name])):

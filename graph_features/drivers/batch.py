@@ -20,7 +20,7 @@ from graph_features.catalog import catalog
 from graph_features.compute import Entities, compute_rows
 from graph_features.edge_files import load_edges, save_edges
 from graph_features.edges import EdgeTable, Int64
-from graph_features.events import ALL_COVERED, Coverage, events, last_rows, rows_between, rows_not_covered
+from graph_features.events import LAST_WANTED, Coverage, events, last_rows, rows_between, rows_not_covered
 from graph_features.executor import Executor
 from graph_features.kernels.timeline import pair_index
 from graph_features.schema import EntityKey, ViewSchema
@@ -60,8 +60,8 @@ def latest_rows(
 ) -> Iterator[pa.Table]:
     """Yield each entity's newest event row before `before_ms`; entities without an event have none. None is all.
 
-    Keys in `covered` also get every row before it that is not covered: those that later and late events made or
-    changed.
+    Keys in `covered` get every row instead that is not covered: those that later and late events made or changed,
+    which may be none.
     """
     group, as_of_ms = latest(view, edges, keys, before_ms=before_ms, covered=covered)
     yield from _tables(view, edges, group, as_of_ms, settings, chunk_rows)
@@ -82,7 +82,7 @@ def latest(
     groups = groups_of_keys(view, edges, keys)
     if not covered:
         return last_rows(index, before_ms=before_ms, groups=np.unique(groups[groups >= 0]))
-    bounds = [covered.get(key, ALL_COVERED) for key in keys]
+    bounds = [covered.get(key, LAST_WANTED) for key in keys]
     known = groups >= 0
     return rows_not_covered(
         index,

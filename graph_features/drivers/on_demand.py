@@ -1,4 +1,4 @@
-"""The newest rows of a few entities, from their own payments alone: the same rows that the batch driver would give."""
+"""The newest rows of a few entities, from what concerns them alone: the same rows that the batch driver would give."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import numpy as np
 import pyarrow as pa
 
 from graph_features.catalog import catalog
 from graph_features.compute import Entities
 from graph_features.drivers import batch
+from graph_features.drivers.counterparties import Counterparties, with_counterparties
 from graph_features.edges import EdgeTable
 from graph_features.errors import FeatureComputationError
 from graph_features.events import Coverage
 from graph_features.executor import Executor
 from graph_features.kernels.timeline import pair_index
-from graph_features.neighbours import NEIGHBOURS, last_payments
+from graph_features.neighbours import NEIGHBOURS
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings
-from graph_features.sources.base import Records, RecordStore
+from graph_features.sources.base import RecordStore
+from graph_features.stores.base import OnlineStore
 
 PART_KEYS = 200
 """How many keys of each entity a worker gets at once."""
@@ -52,16 +53,17 @@ def latest_rows(
     before_ms: int,
     settings: FeatureSettings,
     covered: CoveredByView | None = None,
+    online: OnlineStore | None = None,
 ) -> OnDemandResult:
     """Compute the newest row before `before_ms` of every key in every event view of its entity.
 
     Reads the payments of the accounts (for a pair, of its sender) and, where the neighbours view is asked for, those of
-    the counterparties in its rows. `covered`, per view name, is that of `batch.latest_rows`. Errors of the store are
-    raised.
+    the counterparties in its rows, as far as their own rows in `online` do not tell enough. `covered`, per view name,
+    is that of `batch.latest_rows`. Errors of the stores are raised.
     """
     accounts = sorted({key[0] for keys in keys_by_entity.values() for key in keys})
     own = records.read_accounts(accounts, before_ms=before_ms)
-    edges = _table(own)
+    edges = EdgeTable.from_arrow(own.transactions, own.statuses, own.labels, max_seq=own.max_seq)
     tables: dict[str, pa.Table] = {}
     failed: dict[EntityKey, str] = {}
     for view in views:
@@ -69,8 +71,8 @@ def latest_rows(
         wanted = _Wanted(view=view, before_ms=before_ms, settings=settings, covered=(covered or {}).get(view.name, {}))
         known = edges
         if view.name == NEIGHBOURS.name and keys:
-            missing = sorted(wanted.counterparties(edges, keys) - set(accounts))
-            known = _with_accounts(edges, own, missing, records, before_ms)
+            others = wanted.counterparties(edges, keys, besides=accounts)
+            known = with_counterparties(edges, own, others, records, online, before_ms=before_ms)
         parts = list(wanted.rows(known, keys, failed))
         tables[view.name] = pa.concat_tables([view.arrow_schema.empty_table(), *parts])
     return OnDemandResult(
@@ -110,40 +112,10 @@ class _Wanted:
         else:
             yield from tables
 
-    def counterparties(self, edges: EdgeTable, keys: Sequence[EntityKey]) -> set[str]:
-        """Return the accounts that the neighbour rows of `keys` describe."""
+    def counterparties(self, edges: EdgeTable, keys: Sequence[EntityKey], besides: Sequence[str]) -> Counterparties:
+        """Return the accounts that the neighbour rows of `keys` describe, but for those `besides`."""
         account, as_of_ms = batch.latest(self.view, edges, keys, before_ms=self.before_ms, covered=self.covered)
-        neighbours = last_payments(edges, account.astype(np.int32), as_of_ms).neighbour
-        return set(edges.account_ids[np.unique(neighbours)])
-
-
-def _table(records: Records) -> EdgeTable:
-    return EdgeTable.from_arrow(records.transactions, records.statuses, records.labels, max_seq=records.max_seq)
-
-
-def _with_accounts(
-    edges: EdgeTable, own: Records, missing: Sequence[str], records: RecordStore, before_ms: int
-) -> EdgeTable:
-    """Return a table that also holds all payments of the `missing` accounts."""
-    if not missing:
-        return edges
-    theirs = records.read_accounts(missing, before_ms=before_ms)
-    return _table(
-        Records(
-            transactions=_merged(own.transactions, theirs.transactions, own.max_seq),
-            statuses=_merged(own.statuses, theirs.statuses, own.max_seq),
-            labels=_merged(own.labels, theirs.labels, own.max_seq),
-            max_seq=own.max_seq,
-        )
-    )
-
-
-def _merged(first: pa.Table, second: pa.Table, max_seq: int) -> pa.Table:
-    """Join two reads, each row once. The second may have seen more: what the first had not is left out of both."""
-    both = pa.concat_tables([first, second])
-    seq = both["seq"].to_numpy()
-    _, once = np.unique(seq, return_index=True)
-    return both.take(pa.array(once[seq[once] <= max_seq]))
+        return Counterparties.of(edges, account, as_of_ms, besides=besides)
 
 
 def never_seen(edges: EdgeTable, keys_by_entity: KeysByEntity) -> set[EntityKey]:
@@ -168,6 +140,7 @@ class OnDemandPart:
     before_ms: int
     settings: FeatureSettings
     covered: dict[str, dict[EntityKey, Coverage]]
+    online: OnlineStore | None = None
 
 
 def latest_rows_by(
@@ -179,11 +152,12 @@ def latest_rows_by(
     before_ms: int,
     settings: FeatureSettings,
     covered: CoveredByView | None = None,
+    online: OnlineStore | None = None,
     part_keys: int = PART_KEYS,
 ) -> OnDemandResult:
     """Do `latest_rows` in parts on an executor. A part that fails puts all its keys into `failed` with the reason.
 
-    `open_records` is picklable; each worker calls it once and keeps the store.
+    `open_records` and `online` are picklable; each worker opens the records once and keeps them.
     """
     names = tuple(view.name for view in views)
     parts = [
@@ -194,6 +168,7 @@ def latest_rows_by(
             before_ms=before_ms,
             settings=settings,
             covered=_covered_of(covered or {}, keys),
+            online=online,
         )
         for entity, wanted in keys_by_entity.items()
         for keys in _pieces(sorted(set(wanted)), part_keys)
@@ -239,6 +214,7 @@ def _compute_part(part: OnDemandPart) -> OnDemandResult:
         before_ms=part.before_ms,
         settings=part.settings,
         covered=part.covered,
+        online=part.online,
     )
 
 

@@ -45,14 +45,14 @@ def payment_ledger(edges: EdgeTable, side: Side) -> Ledger:
     return edges.memo(("payment_ledger", side), build)
 
 
-def fraud_ledger(edges: EdgeTable) -> Ledger:
-    """Return the running count of payments known as fraud, sent or received, per account."""
+def fraud_ledger(edges: EdgeTable, side: Side) -> Ledger:
+    """Return the running count of payments known as fraud, per group of `side`."""
 
     def build() -> Ledger:
         known = deltas(edges, edges.labels, edges.labels.value != GENUINE, before=False)
-        return _ledger(edges, Side.EITHER, known.edge, known.ts_ms, known.delta[None, :])
+        return _ledger(edges, side, known.edge, known.ts_ms, known.delta[None, :])
 
-    return edges.memo("fraud_ledger", build)
+    return edges.memo(("fraud_ledger", side), build)
 
 
 def _ledger(edges: EdgeTable, side: Side, edge: Int64, ts_ms: Int64, steps: Int64) -> Ledger:

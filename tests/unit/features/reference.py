@@ -113,8 +113,10 @@ class Reference:
         times = [p.ts_ms for p in tried]
         busiest = max((sum(ts <= other < ts + HOUR_MS for other in times) for ts in times), default=0)
         days = len({ts // DAY_MS for ts in times})
+        made = self.made(account, as_of, "either")
         return {
             "sent_attempt_count_all": len(tried),
+            "first_attempt_timestamp": made[0].ts_ms if made else None,
             "failed_transaction_ratio": mean([s == "failed" for s in status]),
             "reversal_ratio": mean([s == "reversed" for s in status]),
             "round_amount_ratio": mean([p.amount % (10 * unit) == 0 for p in tried]),
@@ -187,7 +189,8 @@ class Reference:
     def profile(self, account: str, as_of: int) -> list[float]:
         sent = [p.amount for p in self.counting(account, as_of, "sent")]
         received = [p.amount for p in self.counting(account, as_of, "received")]
-        labels = [self.label(p, as_of) for p in self.made(account, as_of, "either")]
+        made = [*self.made(account, as_of, "sent"), *self.made(account, as_of, "received")]
+        labels = [self.label(p, as_of) for p in made]
         return [
             math.log1p(len(sent)),
             math.log1p(len(received)),

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graph_features.catalog import catalog
+from graph_features.drivers import on_demand
 from graph_features.drivers.batch import event_rows, latest_rows
 from graph_features.executor import InProcess
 from graph_features.refresh import refresh
@@ -42,6 +43,11 @@ class MemoryOnline:
 
     def read(self, requests: Sequence[tuple[ViewSchema, Sequence[EntityKey]]]) -> list[list[bytes | None]]:
         return [[self._packed(view, key) for key in keys] for view, keys in requests]
+
+    def read_with_pending(
+        self, requests: Sequence[tuple[ViewSchema, Sequence[EntityKey]]], keys: Sequence[EntityKey]
+    ) -> tuple[list[list[bytes | None]], dict[EntityKey, str]]:
+        return self.read(requests), self.pending(keys)
 
     def _packed(self, view: ViewSchema, key: EntityKey) -> bytes | None:
         row = self.rows.get((view.name, key))
@@ -138,6 +144,48 @@ def test_arrivals_in_any_order_end_in_the_rows_of_one_backfill(data: Any, storie
         assert without_version(stored) == wanted(house.records.history, view, newest=False)
         newest = [row for (name, _), row in sorted(house.online.rows.items()) if name == view.name]
         assert without_version(newest) == wanted(house.records.history, view, newest=True)
+
+
+@examples
+@given(data=st.data())
+def test_rows_of_counterparties_tell_what_their_payments_would(data: Any, stories: Any) -> None:
+    """Whatever of the stored rows is old, pending or ahead, neighbour rows are those of the batch, bit for bit."""
+    house = House(stories)
+    some = st.lists(st.tuples(st.sampled_from("abcd")), min_size=1, unique=True)
+    for prefix in "tuv":
+        known = house.records.history
+        house.arrive(data.draw(stories.histories(max_payments=8, max_changes=5, prefix=prefix, of=known)))
+        house.refresh(data.draw(some))
+    view, history = catalog().schema("account_neighbours"), house.records.history
+    keys, before_ms = data.draw(some), data.draw(stories.instants)
+    done = on_demand.latest_rows(
+        [view], {"account": keys}, house.records, before_ms=before_ms, settings=SETTINGS, online=house.online
+    )
+    wanted = latest_rows(view, history.edges(), sorted(keys), before_ms=before_ms, settings=SETTINGS)
+    assert done.tables[view.name].to_pylist() == [row for table in wanted for row in table.to_pylist()]
+
+
+def test_the_payments_of_counterparties_with_rows_are_not_read(busy: House) -> None:
+    """Once every account has its rows, one account is all that is read for its neighbour row."""
+    busy.refresh()
+    read: list[list[str]] = []
+    plain = busy.records.read_accounts
+
+    def noting(account_ids: Sequence[str], *, before_ms: int) -> Any:
+        read.append(list(account_ids))
+        return plain(account_ids, before_ms=before_ms)
+
+    busy.records.read_accounts = noting
+    done = on_demand.latest_rows(
+        [catalog().schema("account_neighbours")],
+        {"account": [("c",)]},
+        busy.records,
+        before_ms=EVER,
+        settings=SETTINGS,
+        online=busy.online,
+    )
+    assert done.tables["account_neighbours"].to_pylist() == [busy.online.rows[("account_neighbours", ("c",))]]
+    assert read == [["c"]]
 
 
 @pytest.fixture
