@@ -36,7 +36,7 @@ NEEDED = {
 
 
 def pytest_configure() -> None:
-    """Let SIGTERM end the run as Ctrl-C does, with every fixture torn down."""
+    """Let SIGTERM end the run as Ctrl-C does, with every fixture torn down; let SIGINT do so in a background job too."""
 
     run = os.getpid()
 
@@ -47,6 +47,8 @@ def pytest_configure() -> None:
         os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, interrupt)
+    # A shell starts background jobs with SIGINT ignored, which the processes that tests start would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -411,7 +411,10 @@ def test_a_stopped_test_run_leaves_no_server(tmp_path: Path, number: signal.Sign
         server = StateFolder(home).read()["redis"].process
         assert process.is_alive(server)
         run.send_signal(number)
-        assert run.wait(LIMIT_S) != 0
+        try:
+            assert run.wait(LIMIT_S) != 0
+        finally:
+            run.kill()
     wait_until(lambda: not process.is_alive(server), "the server is stopped")
 
 
