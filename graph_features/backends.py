@@ -8,6 +8,9 @@ from graph_features.settings import Neo4jSettings, PlatformSettings, PostgresSet
 from graph_features.sources.base import GraphStore, RecordStore
 from graph_features.stores.base import OfflineStore, OnlineStore
 
+RECORDS_CACHE = "cache/records"
+"""Below RINGFENCE_HOME; may be deleted at any time."""
+
 # Drivers are imported where they are used: an embedded install never loads psycopg, redis or neo4j.
 
 
@@ -16,10 +19,10 @@ def open_records(platform: PlatformSettings) -> RecordStore:
     if platform.profile is Profile.SERVICES:
         from graph_features.sources.postgres import PostgresRecords
 
-        return PostgresRecords(load(PostgresSettings))
+        return PostgresRecords(load(PostgresSettings), cache=platform.home / RECORDS_CACHE)
     from graph_features.sources.sqlite import SqliteRecords
 
-    return SqliteRecords(platform.home / "records.sqlite")
+    return SqliteRecords(platform.home / "records.sqlite", cache=platform.home / RECORDS_CACHE)
 
 
 def open_graph(platform: PlatformSettings) -> GraphStore:

@@ -36,7 +36,7 @@ NEEDED = {
 
 
 def pytest_configure() -> None:
-    """Let SIGTERM end the run as Ctrl-C does, with every fixture torn down; let SIGINT do so in a background job too."""
+    """Let SIGTERM end the run as Ctrl-C does, with every fixture torn down; and SIGINT in a background job too."""
 
     run = os.getpid()
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 import pyarrow as pa
 from psycopg import errors
 
-from graph_features.clock import from_ms
+from graph_features.clock import NEVER_MS, from_ms
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.settings import PostgresSettings
 from graph_features.sources.base import MarkPending, Records, WriteResult
+from graph_features.sources.cache import KINDS, RecordsCache, Tables
 from graph_features.sources.checksum import BUCKET_ROWS, CHECKSUM_COLUMNS, bucket_checksums, merge_checksums
 from graph_features.sources.connections import Connection, Connections
 from graph_features.sources.copying import copy_in, copy_out
@@ -38,10 +40,14 @@ _NO_LIMIT: Final = 2**63 - 1
 
 
 class PostgresRecords:
-    """RecordStore and Lockable on PostgreSQL, schema `ringfence`. Safe for threads and for forked processes."""
+    """RecordStore and Lockable on PostgreSQL, schema `ringfence`. Safe for threads and for forked processes.
 
-    def __init__(self, settings: PostgresSettings) -> None:
+    With a `cache` folder, `read_all` keeps what it read there and asks the server for the rest only.
+    """
+
+    def __init__(self, settings: PostgresSettings, *, cache: Path | None = None) -> None:
         self._connections = Connections(settings)
+        self._cache = None if cache is None else RecordsCache(folder=cache)
         self._sql = load_queries("graph_features.sources", "queries.sql")
 
     def ping(self) -> None:
@@ -87,9 +93,16 @@ class PostgresRecords:
         with self._connections.use() as connection:
             last = self._last_seq(connection)
             up_to = last if max_seq is None else min(last, max_seq)
-            bounds = _bounds(0, up_to, before_ms)
-            tables = {kind.name: self._copy_out(connection, kind, bounds) for kind in (TRANSACTIONS, STATUSES, LABELS)}
-        return Records(max_seq=up_to, **tables)
+
+            def between(after_seq: int, up_to_seq: int, before_ms: int | None = None) -> Tables:
+                bounds = _bounds(after_seq, up_to_seq, before_ms)
+                return {kind.name: self._copy_out(connection, kind, bounds) for kind in KINDS}
+
+            if self._cache is None:
+                return Records(max_seq=up_to, **between(0, up_to, before_ms))
+            identity = str(_one(connection, self._sql["identity"])[0])
+            before = NEVER_MS if before_ms is None else before_ms
+            return Records(max_seq=up_to, **self._cache.tables(identity, up_to, before, between))
 
     def read_transactions(
         self, *, after_seq: int, up_to_seq: int, batch_rows: int = 50_000

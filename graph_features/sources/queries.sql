@@ -13,6 +13,12 @@ CREATE TABLE IF NOT EXISTS ringfence.ingest_sequence (
 );
 INSERT INTO ringfence.ingest_sequence (last_seq) VALUES (0) ON CONFLICT DO NOTHING;
 
+CREATE TABLE IF NOT EXISTS ringfence.identity (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    store_id uuid NOT NULL DEFAULT gen_random_uuid()
+);
+INSERT INTO ringfence.identity DEFAULT VALUES ON CONFLICT DO NOTHING;
+
 CREATE TABLE IF NOT EXISTS ringfence.transactions (
     seq bigint PRIMARY KEY,
     transaction_id text COLLATE "C" NOT NULL UNIQUE CHECK (transaction_id <> ''),
@@ -81,6 +87,9 @@ UPDATE ringfence.ingest_sequence SET last_seq = last_seq + %(count)s RETURNING l
 
 -- name: max_seq
 SELECT last_seq FROM ringfence.ingest_sequence
+
+-- name: identity
+SELECT store_id::text FROM ringfence.identity
 
 -- name: transactions_of
 SELECT

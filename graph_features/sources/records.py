@@ -32,9 +32,10 @@ PARTIES_SCHEMA: Final = pa.schema([TRANSACTION_SCHEMA.field(n) for n in ("transa
 
 @dataclass(frozen=True, kw_only=True)
 class RecordKind:
-    """One of the three append-only tables; `key` names the columns that make a record unique."""
+    """One of the three append-only tables: `time` is when it counts from, `key` what makes a record unique."""
 
     name: str
+    time: str
     schema: pa.Schema
     stored_schema: pa.Schema
     key: tuple[str, ...]
@@ -53,18 +54,21 @@ class RecordKind:
 
 TRANSACTIONS: Final = RecordKind(
     name="transactions",
+    time="event_timestamp",
     schema=TRANSACTION_SCHEMA,
     stored_schema=STORED_TRANSACTION_SCHEMA,
     key=("transaction_id",),
 )
 STATUSES: Final = RecordKind(
     name="statuses",
+    time="status_timestamp",
     schema=STATUS_SCHEMA,
     stored_schema=STORED_STATUS_SCHEMA,
     key=("transaction_id", "status", "status_timestamp"),
 )
 LABELS: Final = RecordKind(
     name="labels",
+    time="label_timestamp",
     schema=LABEL_SCHEMA,
     stored_schema=STORED_LABEL_SCHEMA,
     key=("transaction_id", "label_timestamp"),

@@ -18,6 +18,7 @@ from graph_features.clock import NEVER_MS
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.errors import StoreUnavailableError
 from graph_features.sources.base import MarkPending, Records, WriteResult
+from graph_features.sources.cache import KINDS, RecordsCache, Tables
 from graph_features.sources.checksum import BUCKET_ROWS, CHECKSUM_COLUMNS, bucket_checksums, merge_checksums
 from graph_features.sources.filelock import file_lock
 from graph_features.sources.records import (
@@ -41,10 +42,14 @@ _FETCH_ROWS: Final = 50_000
 
 
 class SqliteRecords:
-    """RecordStore and Lockable in one SQLite file. Safe for threads, processes and forks."""
+    """RecordStore and Lockable in one SQLite file. Safe for threads, processes and forks.
 
-    def __init__(self, path: Path) -> None:
+    With a `cache` folder, `read_all` keeps what it read there and asks the file for the rest only.
+    """
+
+    def __init__(self, path: Path, *, cache: Path | None = None) -> None:
         self._path = path
+        self._cache = None if cache is None else RecordsCache(folder=cache)
         queries = load_queries("graph_features.sources", "sqlite.sql")
         self._sql = {name: statement.decode() for name, statement in queries.items()}
         self._guard = threading.Lock()
@@ -97,12 +102,19 @@ class SqliteRecords:
         with self._connection() as connection:
             last = self._last_seq(connection)
             up_to = last if max_seq is None else min(last, max_seq)
-            bounds = _bounds(0, up_to, before_ms)
-            tables = {
-                kind.name: self._table(connection, f"read_{kind.name}", bounds, kind.stored_schema)
-                for kind in (TRANSACTIONS, STATUSES, LABELS)
-            }
-        return Records(max_seq=up_to, **tables)
+
+            def between(after_seq: int, up_to_seq: int, before_ms: int | None = None) -> Tables:
+                bounds = _bounds(after_seq, up_to_seq, before_ms)
+                return {
+                    kind.name: self._table(connection, f"read_{kind.name}", bounds, kind.stored_schema)
+                    for kind in KINDS
+                }
+
+            if self._cache is None:
+                return Records(max_seq=up_to, **between(0, up_to, before_ms))
+            (identity,) = connection.execute(self._sql["identity"]).fetchone()
+            before = NEVER_MS if before_ms is None else before_ms
+            return Records(max_seq=up_to, **self._cache.tables(identity, up_to, before, between))
 
     def read_transactions(
         self, *, after_seq: int, up_to_seq: int, batch_rows: int = 50_000

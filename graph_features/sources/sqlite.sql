@@ -7,6 +7,12 @@ CREATE TABLE IF NOT EXISTS ingest_sequence (
 );
 INSERT OR IGNORE INTO ingest_sequence (only_row, last_seq) VALUES (1, 0);
 
+CREATE TABLE IF NOT EXISTS identity (
+    only_row INTEGER PRIMARY KEY DEFAULT 1 CHECK (only_row = 1),
+    store_id TEXT NOT NULL DEFAULT (hex(randomblob(16)))
+);
+INSERT OR IGNORE INTO identity (only_row) VALUES (1);
+
 CREATE TABLE IF NOT EXISTS transactions (
     seq INTEGER PRIMARY KEY,
     transaction_id TEXT NOT NULL UNIQUE CHECK (transaction_id <> ''),
@@ -53,6 +59,9 @@ UPDATE ingest_sequence SET last_seq = last_seq + :count
 
 -- name: max_seq
 SELECT last_seq FROM ingest_sequence
+
+-- name: identity
+SELECT store_id FROM identity
 
 -- name: insert_transactions
 INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
