@@ -120,8 +120,3 @@ class ProcessPool:
     def close(self) -> None:
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
-
-
-def open_executor(workers: int) -> Executor:
-    """Return a pool of `workers` processes, or this process where one is enough."""
-    return ProcessPool(workers) if workers > 1 else InProcess()

@@ -14,7 +14,6 @@ from graph_features.clock import CREATED_EPOCH_US, MAX_EVENT_MS
 from graph_features.drivers import batch, on_demand
 from graph_features.edges import EdgeTable
 from graph_features.events import NOTHING_COVERED, Coverage
-from graph_features.executor import Executor
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings
 from graph_features.sources.base import RecordStore
@@ -54,8 +53,6 @@ def refresh(
     online: OnlineStore,
     offline: OfflineStore,
     settings: FeatureSettings,
-    executor: Executor | None = None,
-    open_records: on_demand.OpenRecords | None = None,
     bulk_keys: int = BULK_KEYS,
     on_rows: Progress | None = None,
 ) -> RefreshReport:
@@ -65,9 +62,9 @@ def refresh(
     changed. A pending key without an online row gets its whole history, but not among more than `bulk_keys` keys: then
     its past is a backfill's business, as is that of a key that is not pending.
 
-    Many keys go through the batch driver in this process; few are computed on demand, in parts on `executor` where one
-    is given together with `open_records`. A mark is cleared only if it has not been renewed since the start, and only
-    after its rows are stored: whatever interrupts a refresh, the next one does the rest.
+    Many keys go through the batch driver, few are computed on demand. A mark is cleared only if it has not been renewed
+    since the start, and only after its rows are stored: whatever interrupts a refresh, the next one does the rest.
+    `refresh_in_parts` does the same in several processes.
     """
     tokens = online.all_pending() if keys is None else online.pending(keys)
     wanted = sorted(set(tokens if keys is None else keys))
@@ -80,7 +77,7 @@ def refresh(
     if in_bulk:
         done = _in_bulk(wanted, covered, records, writer, settings)
     else:
-        done = _on_demand(wanted, covered, records, online, writer, settings, executor, open_records)
+        done = _on_demand(wanted, covered, records, online, writer, settings)
     online.clear_pending({key: token for key, token in tokens.items() if key not in done.failed})
     return RefreshReport(
         keys=len(wanted),
@@ -166,25 +163,11 @@ def _on_demand(
     online: OnlineStore,
     writer: _Writer,
     settings: FeatureSettings,
-    executor: Executor | None,
-    open_records: on_demand.OpenRecords | None,
 ) -> on_demand.OnDemandResult:
     views, keys = catalog().event_views(), _by_entity(wanted)
-    if executor is not None and open_records is not None:
-        done = on_demand.latest_rows_by(
-            executor,
-            views,
-            keys,
-            open_records,
-            before_ms=AFTER_EVERYTHING_MS,
-            settings=settings,
-            covered=covered,
-            online=online,
-        )
-    else:
-        done = on_demand.latest_rows(
-            views, keys, records, before_ms=AFTER_EVERYTHING_MS, settings=settings, covered=covered, online=online
-        )
+    done = on_demand.latest_rows(
+        views, keys, records, before_ms=AFTER_EVERYTHING_MS, settings=settings, covered=covered, online=online
+    )
     for view in views:
         for chunk, table in enumerate(_chunks(done.tables[view.name])):
             writer.write(view, table, max_seq=done.max_seq, chunk=chunk)

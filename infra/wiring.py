@@ -6,9 +6,9 @@ from functools import cached_property
 from types import TracebackType
 
 from graph_features import backends
+from graph_features.lazy_stores import LazyStores
 from graph_features.settings import PlatformSettings, load
 from graph_features.sources.base import GraphStore, RecordStore
-from serving.lazy_stores import LazyStores
 
 
 class Platform(LazyStores):

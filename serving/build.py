@@ -9,13 +9,13 @@ from functools import partial
 from graph_features.catalog import catalog
 from graph_features.jobs.kinds import feature_kinds
 from graph_features.jobs.ledger import open_ledger
+from graph_features.lazy_stores import LazyStores
 from graph_features.settings import FeatureSettings, IngestSettings, PlatformSettings, PoolKind, ServingSettings, load
 from serving.decisions import DecisionLog, open_engine
 from serving.engineering import FeatureEngineering
 from serving.graph_sync import GraphSync
 from serving.inference import own_environment
 from serving.jobs import Jobs
-from serving.lazy_stores import LazyStores
 from serving.metrics import Metrics
 from serving.models import ModelFollower
 from serving.payments import Payments

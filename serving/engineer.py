@@ -14,13 +14,13 @@ from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.drivers import batch, on_demand
 from graph_features.edges import EdgeTable
 from graph_features.ingest.sync import sync_graph
+from graph_features.lazy_stores import LazyStores
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings, PlatformSettings
 from graph_features.sources.base import GraphStore, RecordStore
 from graph_features.stores.base import OfflineStore, OnlineStore
 from graph_features.stores.codec import encode
 from serving.engineering import Moment, PackedRows
-from serving.lazy_stores import LazyStores
 
 
 class FeatureHandler:

@@ -14,9 +14,9 @@ from graph_features.jobs.kinds import feature_kinds
 from graph_features.jobs.ledger import Ledger, open_ledger
 from graph_features.jobs.records import Job
 from graph_features.jobs.runner import JobKind, JobRunner
+from graph_features.lazy_stores import LazyStores
 from graph_features.settings import PlatformSettings
 from serving.api import JobKind as ApiJobKind
-from serving.lazy_stores import LazyStores
 from serving.pool import Pool
 
 log = logging.getLogger("ringfence.serving.jobs")

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import pyarrow as pa
 
-from graph_features.catalog import catalog
 from graph_features.compute import Entities
 from graph_features.drivers import batch
 from graph_features.drivers.counterparties import Counterparties, with_counterparties
 from graph_features.edges import EdgeTable
 from graph_features.errors import FeatureComputationError
 from graph_features.events import Coverage
-from graph_features.executor import Executor
 from graph_features.kernels.timeline import pair_index
 from graph_features.neighbours import NEIGHBOURS
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
@@ -24,12 +20,8 @@ from graph_features.settings import FeatureSettings
 from graph_features.sources.base import RecordStore
 from graph_features.stores.base import OnlineStore
 
-PART_KEYS = 200
-"""How many keys of each entity a worker gets at once."""
-
 KeysByEntity = Mapping[str, Sequence[EntityKey]]
 CoveredByView = Mapping[str, Mapping[EntityKey, Coverage]]
-OpenRecords = Callable[[], RecordStore]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,98 +120,3 @@ def never_seen(edges: EdgeTable, keys_by_entity: KeysByEntity) -> set[EntityKey]
         groups = codes[0] if len(ENTITY_KEYS[entity]) == 1 else pair_index(edges).codes(*codes)
         never.update(key for key, group in zip(keys, groups, strict=True) if group < 0)
     return never
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnDemandPart:
-    """Keys that any process can compute: it opens the record store itself, once."""
-
-    views: tuple[str, ...]
-    keys_by_entity: dict[str, list[EntityKey]]
-    open_records: OpenRecords
-    before_ms: int
-    settings: FeatureSettings
-    covered: dict[str, dict[EntityKey, Coverage]]
-    online: OnlineStore | None = None
-
-
-def latest_rows_by(
-    executor: Executor,
-    views: Sequence[ViewSchema],
-    keys_by_entity: KeysByEntity,
-    open_records: OpenRecords,
-    *,
-    before_ms: int,
-    settings: FeatureSettings,
-    covered: CoveredByView | None = None,
-    online: OnlineStore | None = None,
-    part_keys: int = PART_KEYS,
-) -> OnDemandResult:
-    """Do `latest_rows` in parts on an executor. A part that fails puts all its keys into `failed` with the reason.
-
-    `open_records` and `online` are picklable; each worker opens the records once and keeps them.
-    """
-    names = tuple(view.name for view in views)
-    parts = [
-        OnDemandPart(
-            views=names,
-            keys_by_entity={entity: keys},
-            open_records=open_records,
-            before_ms=before_ms,
-            settings=settings,
-            covered=_covered_of(covered or {}, keys),
-            online=online,
-        )
-        for entity, wanted in keys_by_entity.items()
-        for keys in _pieces(sorted(set(wanted)), part_keys)
-    ]
-    tables: dict[str, list[pa.Table]] = {view.name: [view.arrow_schema.empty_table()] for view in views}
-    strangers: set[EntityKey] = set()
-    failed: dict[EntityKey, str] = {}
-    max_seqs = []
-    for result in executor.map(_compute_part, parts):
-        if result.error is not None:
-            reason = f"{type(result.error).__name__}: {result.error}"
-            failed.update((key, reason) for keys in result.part.keys_by_entity.values() for key in keys)
-            continue
-        done = result.get()
-        for name, table in done.tables.items():
-            tables[name].append(table)
-        strangers |= done.never_seen
-        failed |= done.failed
-        max_seqs.append(done.max_seq)
-    return OnDemandResult(
-        tables={name: pa.concat_tables(found) for name, found in tables.items()},
-        never_seen=strangers,
-        failed=failed,
-        max_seq=min(max_seqs, default=0),
-    )
-
-
-def _covered_of(covered: CoveredByView, keys: Sequence[EntityKey]) -> dict[str, dict[EntityKey, Coverage]]:
-    return {view: {key: by_key[key] for key in keys if key in by_key} for view, by_key in covered.items()}
-
-
-def _pieces(keys: list[EntityKey], size: int) -> Iterator[list[EntityKey]]:
-    return (keys[start : start + size] for start in range(0, len(keys), size))
-
-
-def _compute_part(part: OnDemandPart) -> OnDemandResult:
-    schemas = [catalog().schema(name) for name in part.views]
-    records = _opened(pickle.dumps(part.open_records))
-    return latest_rows(
-        schemas,
-        part.keys_by_entity,
-        records,
-        before_ms=part.before_ms,
-        settings=part.settings,
-        covered=part.covered,
-        online=part.online,
-    )
-
-
-@lru_cache(maxsize=4)
-def _opened(pickled_open_records: bytes) -> RecordStore:
-    # Keyed by what it opens: equal callables arrive as different objects with every part.
-    opened: RecordStore = pickle.loads(pickled_open_records)()  # noqa: S301  came from the parent process just now
-    return opened

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from graph_features.catalog import catalog
 from graph_features.clock import to_ms
 from graph_features.errors import FeatureComputationError
+from graph_features.executor import ProcessPool
 from graph_features.jobs.backfill import slice_keys
 from graph_features.jobs.parameters import MaterializeParameters, SlicesParameters
 from graph_features.jobs.runner import JobContext
 from graph_features.jobs.stores import Stores
 from graph_features.jobs.work import chosen_views, run_chunks
 from graph_features.refresh import refresh
+from graph_features.refresh_parts import refresh_in_parts
 from graph_features.schema import Cadence, ViewSchema
 
 
@@ -22,10 +24,10 @@ def run_materialize(context: JobContext, stores: Stores) -> None:
     Raises FeatureComputationError naming what could not be computed: it stays pending, the rest is stored. Resuming
     goes on where it stopped, since what is stored is no longer pending.
     """
-    as_of = context.parameters(MaterializeParameters).as_of
-    refresh_pending(context, stores)
-    if as_of is not None:
-        _run_slices(context, stores, as_of_ms=to_ms(as_of), schemas=catalog().schemas)
+    parameters = context.parameters(MaterializeParameters)
+    refresh_pending(context, stores, workers=parameters.workers)
+    if parameters.as_of is not None:
+        _run_slices(context, stores, as_of_ms=to_ms(parameters.as_of), schemas=catalog().schemas)
 
 
 def run_slices(context: JobContext, stores: Stores) -> None:
@@ -35,8 +37,8 @@ def run_slices(context: JobContext, stores: Stores) -> None:
     _run_slices(context, stores, as_of_ms=to_ms(parameters.as_of or context.due_at), schemas=schemas)
 
 
-def refresh_pending(context: JobContext, stores: Stores) -> None:
-    """Refresh everything that is pending; its progress counts rows."""
+def refresh_pending(context: JobContext, stores: Stores, *, workers: int = 1) -> None:
+    """Refresh everything that is pending, in `workers` processes; its progress counts rows."""
     for view in catalog().event_views():
         stores.offline.create_view(view)
     n_rows = 0
@@ -47,14 +49,21 @@ def refresh_pending(context: JobContext, stores: Stores) -> None:
         context.progress(n_rows, None)
         context.check()  # a mark is cleared only at the end, so stopping between two writes loses nothing
 
-    report = refresh(
-        None,
-        records=stores.records,
-        online=stores.online,
-        offline=stores.offline,
-        settings=stores.feature_settings,
-        on_rows=advance,
-    )
+    if workers == 1:
+        report = refresh(
+            None,
+            records=stores.records,
+            online=stores.online,
+            offline=stores.offline,
+            settings=stores.feature_settings,
+            on_rows=advance,
+        )
+    else:
+        pool = ProcessPool(workers)
+        try:
+            report = refresh_in_parts(pool, None, stores, on_rows=advance)
+        finally:
+            pool.close()
     if report.failed:
         raise FeatureComputationError({" → ".join(key): reason for key, reason in report.failed.items()})
 

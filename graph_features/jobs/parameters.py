@@ -122,6 +122,7 @@ class MaterializeParameters(JobParameters):
     """Bring every pending account and pair up to date; with `as_of` compute the slice views at that instant too."""
 
     as_of: AwareDatetime | None = None
+    workers: int = Field(default=1, ge=1, le=64, description="Processes that compute and store pending rows.")
 
 
 class NoParameters(JobParameters):

@@ -52,9 +52,13 @@ def backfill(
 
 def materialize(
     as_of: Annotated[datetime | None, instant_option("--as-of", help="Also compute slices at this instant.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that refresh pending rows.")] = 1,
 ) -> None:
     """Bring the online rows of everything that ingest touched up to date."""
-    say(run_job("materialize", {} if as_of is None else {"as_of": as_of.isoformat()}))
+    parameters: dict[str, Any] = {"workers": workers}
+    if as_of is not None:
+        parameters["as_of"] = as_of.isoformat()
+    say(run_job("materialize", parameters))
 
 
 def jobs(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +16,6 @@ from graph_features.catalog import catalog
 from graph_features.contracts import LABEL_SCHEMA, STATUS_SCHEMA, TRANSACTION_SCHEMA
 from graph_features.drivers import batch, on_demand
 from graph_features.edges import EdgeTable
-from graph_features.executor import InProcess, ProcessPool
 from graph_features.settings import FeatureSettings
 from graph_features.sources.sqlite import SqliteRecords
 
@@ -148,67 +144,3 @@ def test_the_drivers_agree_through_postgres(stories: Any, postgres_settings: Pos
 
     agree()
     store.close()
-
-
-@pytest.fixture(scope="module")
-def town(stories: Any) -> Any:
-    """Two thousand payments of a hundred accounts, some reversed, some labelled late."""
-    random = np.random.default_rng(3)
-    times = np.sort(random.integers(stories.START_MS, stories.START_MS + stories.SPAN_MS, 2_000))
-    payments = [
-        stories.Payment(
-            id=f"t{k:05d}",
-            ts_ms=int(ts_ms),
-            sender=f"s{random.integers(50):02d}",
-            receiver=f"r{random.integers(50):02d}",
-            amount=int(random.lognormal(8, 1)) + 1,
-            channel=str(random.choice(["card", "web"])),
-        )
-        for k, ts_ms in enumerate(times)
-    ]
-    day = 86_400_000
-    late = [int(delay) for delay in random.integers(1, 9 * day, 2_000)]
-    return stories.History(
-        payments=tuple(payments),
-        statuses=tuple(
-            stories.Change(id=p.id, ts_ms=p.ts_ms + wait, value="reversed")
-            for p, wait in zip(payments[::20], late, strict=False)
-        ),
-        labels=tuple(
-            stories.Change(id=p.id, ts_ms=p.ts_ms + 7 * day, value="receiver" if k % 9 == 0 else None)
-            for k, p in enumerate(payments[::3])
-        ),
-    )
-
-
-def test_parts_on_an_executor_give_the_same_rows(town: Any, tmp_path: Path) -> None:
-    """Keys split over processes, each with its own connection, have the rows that one reader would give."""
-    path = tmp_path / "records.sqlite"
-    store = SqliteRecords(path)
-    store.create_schema()
-    write(store, town)
-    before_ms = town.payments[-1].ts_ms
-    keys = {"account": [(account,) for account in town.accounts()], "pair": [*town.pairs()[:300], ("r00", "s00")]}
-    wanted = on_demand.latest_rows(VIEWS, keys, store, before_ms=before_ms, settings=SETTINGS)
-    pool = ProcessPool(2)
-    try:
-        opener = functools.partial(SqliteRecords, path)
-        done = on_demand.latest_rows_by(pool, VIEWS, keys, opener, before_ms=before_ms, settings=SETTINGS, part_keys=60)
-    finally:
-        pool.close()
-    store.close()
-    for view in VIEWS:
-        order = [(name, "ascending") for name in view.keys]
-        assert done.tables[view.name].sort_by(order).equals(wanted.tables[view.name].sort_by(order))
-    assert (done.never_seen, done.failed, done.max_seq) == ({("r00", "s00")}, {}, wanted.max_seq)
-
-
-def test_a_part_without_its_store_fails_by_key(tmp_path: Path) -> None:
-    """Where the store cannot be read every key of the part is reported with the reason, and none gets a row."""
-    opener: Callable[[], Any] = functools.partial(SqliteRecords, tmp_path / "absent" / "records.sqlite")
-    keys = {"account": [("a",), ("b",)], "pair": [("a", "b")]}
-    done = on_demand.latest_rows_by(InProcess(), VIEWS, keys, opener, before_ms=EVER, settings=SETTINGS)
-    assert done.failed.keys() == {("a",), ("b",), ("a", "b")}
-    assert all("StoreUnavailableError" in reason for reason in done.failed.values())
-    assert all(table.num_rows == 0 for table in done.tables.values())
-    assert done.never_seen == set()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pebble import ProcessExpired
 
-from graph_features.executor import Executor, InProcess, ProcessPool, open_executor
+from graph_features.executor import Executor, InProcess, ProcessPool
 
 
 @pytest.fixture(params=["in process", "pool"])
@@ -85,11 +85,3 @@ def test_a_hung_part_is_ended_by_the_timeout() -> None:
         assert results[1].error is None
     finally:
         pool.close()
-
-
-def test_one_worker_needs_no_pool() -> None:
-    """open_executor starts processes only where there is something to share."""
-    assert isinstance(open_executor(1), InProcess)
-    pool = open_executor(2)
-    assert isinstance(pool, ProcessPool)
-    pool.close()

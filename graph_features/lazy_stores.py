@@ -11,7 +11,7 @@ from graph_features.stores.base import OfflineStore, OnlineStore
 
 
 class LazyStores:
-    """Opens each store of the active profile once, when it is asked for."""
+    """Opens each store of the active profile once, when it is asked for. Pickled it opens them anew elsewhere."""
 
     def __init__(self, platform: PlatformSettings) -> None:
         self._platform = platform
@@ -35,6 +35,9 @@ class LazyStores:
     @cached_property
     def feature_settings(self) -> FeatureSettings:
         return load(FeatureSettings)
+
+    def __reduce__(self) -> tuple[type[LazyStores], tuple[PlatformSettings]]:
+        return LazyStores, (self._platform,)
 
     def close(self) -> None:
         """Close what was opened."""
