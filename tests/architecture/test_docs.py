@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from graph_features.catalog import catalog
+from graph_features.transaction import REQUEST_FEATURES
 from infra.docgen import DOCS, PAGES
+from infra.reference import REFERENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,3 +30,11 @@ def test_links_in_the_docs_lead_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert not broken
+
+
+def test_the_reference_list_names_columns_that_exist() -> None:
+    """Each of the sixty-two features has a column, in a view or of the payment itself."""
+    known = {f"{name}:{column}" for name, schema in catalog().schemas.items() for column in schema.names}
+    known |= {feature.name for feature in REQUEST_FEATURES}
+    assert len(REFERENCE) == 62
+    assert {column for _, _, columns in REFERENCE for column in columns} <= known
