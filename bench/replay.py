@@ -128,10 +128,10 @@ def post(client: httpx.Client, path: str, body: Mapping[str, Any]) -> dict[str, 
 
 def slice_at(client: httpx.Client, moment: datetime) -> None:
     """Run the slice job of `moment` and wait for it."""
-    job = post(client, "/jobs", {"kind": "materialize", "parameters": {"as_of": moment.isoformat()}})
+    job = post(client, "/jobs", {"kind": "materialize", "parameters": {"as_of": moment.isoformat()}})["job"]
     while job["state"] not in {"done", "failed", "cancelled"}:
         time.sleep(0.2)
-        job = client.get(f"/jobs/{job['id']}").raise_for_status().json()
+        job = client.get(f"/jobs/{job['id']}").raise_for_status().json()["job"]
     if job["state"] != "done":
         raise RuntimeError(f"the slice job of {moment:%Y-%m-%d} ended {job['state']}: {job.get('error')}")
 

@@ -95,8 +95,11 @@ def latest(
 
 def slice_rows(view: ViewSchema, edges: EdgeTable, *, as_of_ms: int, settings: FeatureSettings) -> pa.Table:
     """Return the rows of a slice view at `as_of_ms`: one per account with a payment before it, in order of ids."""
-    seen = edges.ts_ms < as_of_ms
-    accounts = np.union1d(edges.sender[seen], edges.receiver[seen]).astype(np.int64)
+    n_seen = int(np.searchsorted(edges.ts_ms, as_of_ms))
+    seen = np.zeros(edges.n_accounts, np.bool_)
+    seen[edges.sender[:n_seen]] = True
+    seen[edges.receiver[:n_seen]] = True
+    accounts = np.flatnonzero(seen)
     entities = Entities.of_groups(edges, view.entity, accounts)
     as_of = np.full(len(accounts), as_of_ms, np.int64)
     return compute_rows(view, edges, entities=entities, as_of_ms=as_of, settings=settings)
