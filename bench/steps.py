@@ -31,7 +31,7 @@ def ringfence(name: str, arguments: Sequence[str], *, environment: Mapping[str, 
     command = [str(Path(sys.executable).with_name("ringfence")), *arguments]
     started = perf_counter()
     process = subprocess.Popen(command, env=dict(environment), stdout=subprocess.PIPE, text=True)
-    peak = _Peak(process.pid)
+    peak = Peak(process.pid)
     peak.start()
     output, _ = process.communicate()
     seconds = perf_counter() - started
@@ -42,7 +42,7 @@ def ringfence(name: str, arguments: Sequence[str], *, environment: Mapping[str, 
     return Step(name=name, seconds=seconds, peak_mb=peak.mb, output=output)
 
 
-class _Peak(threading.Thread):
+class Peak(threading.Thread):
     """Samples the proportional set size of a process tree."""
 
     def __init__(self, pid: int) -> None:

@@ -50,7 +50,12 @@ class Jar:
 
 def locked_jars() -> list[Jar]:
     """Every jar of the lock file."""
-    return [_parse(line) for line in _lock_text().splitlines() if line and not line.startswith("#")]
+    return parse_lock(_lock_text())
+
+
+def parse_lock(text: str) -> list[Jar]:
+    """Every jar of a lock file's text: a coordinate and a checksum per line."""
+    return [_parse(line) for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def _lock_text() -> str:
@@ -119,7 +124,7 @@ def fetch_into(folder: Path, jars: Sequence[Jar], say: Callable[[str], None]) ->
     staging = folder.with_name(f"{folder.name}.partial")
     context = maven_context(staging, DOWNLOADS)
     stopped = threading.Event()
-    say(f"fetching {len(missing)} of {len(jars)} jars of {ROOT}")
+    say(f"fetching {len(missing)} of {len(jars)} jars into {folder.name}")
     with ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="jars") as pool:
         tasks = [pool.submit(_fetch_one, jar, folder, context, stopped) for jar in missing]
         try:

@@ -6,8 +6,10 @@ import hashlib
 import os
 import secrets
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import SecretStr
 
@@ -32,13 +34,22 @@ JAVA_WARNS_UNSAFE = 24  # the first version that warns of it, and that takes the
 OPENED = ("java.nio", "java.io", "sun.nio.ch", "java.util.concurrent")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Neo4jServer:
-    """One Neo4j in one Java process, run from the jars of the lock file."""
+    """One Neo4j in one Java process, run from the jars of the lock file.
 
-    name = "neo4j"
-    stop_signal = signal.SIGTERM
-    purge_signal = signal.SIGKILL
-    stop_limit_s = 60.0
+    `plugins` is a folder of further jars, whose procedures it offers; what those need lies in its folder `lib`.
+    `options` are lines of neo4j.conf that win over ours.
+    """
+
+    plugins: Path | None = None
+    heap_mb: int = HEAP_MB
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    name: ClassVar[str] = "neo4j"
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    purge_signal: ClassVar[signal.Signals] = signal.SIGKILL
+    stop_limit_s: ClassVar[float] = 60.0
 
     def user(self) -> User | None:
         """Neo4j runs as whoever starts it: the jars lie in that user's cache."""
@@ -53,7 +64,7 @@ class Neo4jServer:
         fetch(say)
         folder = folder_of(state)
         (folder / "conf").mkdir(mode=0o700, exist_ok=True)
-        write_private(folder / "conf" / "neo4j.conf", _configuration(state))
+        write_private(folder / "conf" / "neo4j.conf", self._configuration(state))
         if not (folder / "data" / "databases").exists():
             credentials = folder / "data" / "dbms" / "auth.ini"
             credentials.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,14 +74,19 @@ class Neo4jServer:
         """See Server.command."""
         folder = folder_of(state)
         major = int(state.version.split(".")[0])
-        options = [f"-Xms{HEAP_MB // 3}m", f"-Xmx{HEAP_MB}m", "-XX:+UseParallelGC", "-XX:+ExitOnOutOfMemoryError"]
+        options = [f"-Xms{self.heap_mb // 3}m", f"-Xmx{self.heap_mb}m"]
+        options += ["-XX:+UseParallelGC", "-XX:+ExitOnOutOfMemoryError"]
         options += [f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in OPENED]
         options += ["--enable-native-access=ALL-UNNAMED", "-Dlog4j2.disable.jmx=true", "-Dfile.encoding=UTF-8"]
         if major >= JAVA_WARNS_UNSAFE:
             options.append("--sun-misc-unsafe-memory-access=allow")
-        options += _class_archive(state)
+        jars = classpath()
+        if self.plugins is None:
+            options += _class_archive(state)  # it is made for one classpath
+        else:
+            jars = os.pathsep.join((jars, str(self.plugins / "*"), str(self.plugins / "lib" / "*")))
         homes = [f"--home-dir={folder}", f"--config-dir={folder / 'conf'}"]
-        return [state.binary, *options, "-cp", classpath(), MAIN_CLASS, *homes]
+        return [state.binary, *options, "-cp", jars, MAIN_CLASS, *homes]
 
     def settings(self, state: ServerState) -> Neo4jSettings:
         """The one database of the community edition."""
@@ -96,6 +112,27 @@ class Neo4jServer:
         except (DriverError, Neo4jError, OSError) as error:
             raise StoreUnavailableError(f"Neo4j {VERSION} on port {state.port} does not answer: {error}") from error
 
+    def _configuration(self, state: ServerState) -> str:
+        settings = {
+            "server.default_listen_address": HOST,
+            "server.bolt.listen_address": f"{HOST}:{state.port}",
+            "server.bolt.advertised_address": f"{HOST}:{state.port}",
+            "server.http.enabled": "false",
+            "server.https.enabled": "false",
+            "dbms.security.auth_enabled": "true",
+            "dbms.usage_report.enabled": "false",
+            "server.memory.pagecache.size": f"{PAGE_CACHE_MB}m",
+            # Half a gigabyte of empty log files otherwise, for every database.
+            "db.tx_log.preallocate": "false",
+            "db.tx_log.rotation.retention_policy": "keep_none",
+            "db.tx_log.rotation.size": "64m",
+            # Nobody is waited for at the end: it stops in half a second instead of ten.
+            "internal.dbms.bolt.netty_server_shutdown_quiet_period": "0",
+        }
+        if self.plugins is not None:
+            settings["server.directories.plugins"] = str(self.plugins)
+        return "".join(f"{name}={value}\n" for name, value in {**settings, **self.options}.items())
+
 
 def _class_archive(state: ServerState) -> list[str]:
     """Parsed classes kept from the first orderly end on: halves the time and the work of every later start.
@@ -107,26 +144,6 @@ def _class_archive(state: ServerState) -> list[str]:
         return []
     archive = cache_folder() / f"classes-{state.version}.jsa"
     return [f"-XX:{'SharedArchiveFile' if archive.exists() else 'ArchiveClassesAtExit'}={archive}"]
-
-
-def _configuration(state: ServerState) -> str:
-    settings = {
-        "server.default_listen_address": HOST,
-        "server.bolt.listen_address": f"{HOST}:{state.port}",
-        "server.bolt.advertised_address": f"{HOST}:{state.port}",
-        "server.http.enabled": "false",
-        "server.https.enabled": "false",
-        "dbms.security.auth_enabled": "true",
-        "dbms.usage_report.enabled": "false",
-        "server.memory.pagecache.size": f"{PAGE_CACHE_MB}m",
-        # Half a gigabyte of empty log files otherwise, for every database.
-        "db.tx_log.preallocate": "false",
-        "db.tx_log.rotation.retention_policy": "keep_none",
-        "db.tx_log.rotation.size": "64m",
-        # Nobody is waited for at the end: it stops in half a second instead of ten.
-        "internal.dbms.bolt.netty_server_shutdown_quiet_period": "0",
-    }
-    return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
 def initial_credentials(password: str) -> str:

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -84,19 +84,21 @@ def up(
     packaged: bool = False,
     durable: bool = True,
     progress: Progress = no_progress,
+    kinds: Mapping[str, Server] = SERVERS,
 ) -> Services:
     """Start what is not running of `only`, on the ports and data it had before, and return when each answers.
 
     `packaged` ignores installed servers and takes those of Python packages; `durable=False` gives up crash safety for
-    speed. Both count for a server's first start only. A second caller waits for the first. Raises ServiceError with
-    the end of a server's log when it does not start; the others are started all the same.
+    speed. Both count for a server's first start only. `kinds` holds servers that are set up in another way. A second
+    caller waits for the first. Raises ServiceError with the end of a server's log when it does not start; the others
+    are started all the same.
     """
     _check_names(only)
     folder = StateFolder(home)
     with folder.locked(lambda: progress("services", "waiting for another `services up` or `down`")):
         stopped = threading.Event()
         with ThreadPoolExecutor(len(SERVERS), thread_name_prefix="services") as pool:
-            starts = [_Start(SERVERS[name], folder, packaged, durable, progress, stopped) for name in only]
+            starts = [_Start(kinds[name], folder, packaged, durable, progress, stopped) for name in only]
             tasks = [pool.submit(start.run) for start in starts]
             try:
                 errors = [error for task in tasks if (error := task.exception())]

@@ -1,0 +1,159 @@
+"""Newest rows of a few accounts from their own payments: how long a cold account keeps a request waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+
+from bench.features_catalogue import SETTINGS
+from bench.features_data import Payments
+from bench.report import Figure
+from bench.timing import note, repeated, seconds
+from graph_features.catalog import catalog
+from graph_features.drivers import on_demand
+from graph_features.drivers.batch import latest_rows
+from graph_features.edges import EdgeTable
+from graph_features.schema import EntityKey
+from graph_features.settings import Neo4jSettings, PostgresSettings, RedisSettings
+from graph_features.sources.base import GraphStore, RecordStore
+from graph_features.sources.duckdb import DuckdbGraph
+from graph_features.sources.neo4j import Neo4jGraph
+from graph_features.sources.postgres import PostgresRecords
+from graph_features.sources.records import LABELS, STATUSES, TRANSACTIONS
+from graph_features.sources.sqlite import SqliteRecords
+from graph_features.standings import STANDING_VIEWS
+from graph_features.stores.base import OnlineStore
+from graph_features.stores.redis import RedisOnlineStore
+from graph_features.stores.sqlite import SqliteOnlineStore
+
+SIZES = (1, 100, 1000)
+CALLS = {1: 300, 100: 60, 1000: 20}
+LIMIT_S = 15.0
+BATCH_ROWS = 50_000
+NEIGHBOURS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """The stores of one profile, filled."""
+
+    name: str
+    records: RecordStore
+    online: OnlineStore
+    graph: GraphStore
+
+    def close(self) -> None:
+        for store in (self.records, self.online, self.graph):
+            store.close()
+
+
+def services(postgres: PostgresSettings, redis: RedisSettings, neo4j: Neo4jSettings) -> Backend:
+    """PostgreSQL and Redis, empty so far, and a Neo4j that is filled."""
+    return Backend(
+        name="Neo4j + PostgreSQL",
+        records=PostgresRecords(postgres),
+        online=RedisOnlineStore(redis, project="bench"),
+        graph=Neo4jGraph(neo4j),
+    )
+
+
+def embedded(folder: Path, payments: Payments) -> Backend:
+    """SQLite, empty so far, and DuckDB over Parquet, which is filled here."""
+    graph = DuckdbGraph(folder / "graph")
+    graph.create_schema()
+    for batch in payments.transactions.to_batches(max_chunksize=500_000):
+        graph.write_edges(batch, watermark=batch.column("seq")[-1].as_py())
+    return Backend(
+        name="DuckDB + SQLite",
+        records=SqliteRecords(folder / "records.sqlite"),
+        online=SqliteOnlineStore(folder / "online.sqlite", project="bench"),
+        graph=graph,
+    )
+
+
+def fill(backend: Backend, payments: Payments, edges: EdgeTable) -> None:
+    """Every record, and the online rows that tell what counterparties have done."""
+    records = backend.records
+    records.create_schema()
+
+    def write() -> None:
+        for kind, table, writer in (
+            (TRANSACTIONS, payments.transactions, records.write_transactions),
+            (STATUSES, payments.statuses, records.write_statuses),
+            (LABELS, payments.labels, records.write_labels),
+        ):
+            for start in range(0, table.num_rows, BATCH_ROWS):
+                writer(kind.check(table.slice(start, BATCH_ROWS)))
+
+    note(f"  {backend.name}: records written in {seconds(write):.1f} s")
+
+    def online() -> None:
+        for name in STANDING_VIEWS:
+            view = catalog().schema(name)
+            for table in latest_rows(view, edges, None, before_ms=payments.end_ms, settings=SETTINGS):
+                backend.online.write(view, table)
+
+    note(f"  {backend.name}: online rows of counterparties written in {seconds(online):.1f} s")
+
+
+def keys_of(payments: Payments, size: int, call: int) -> list[EntityKey]:
+    """Accounts of random payments, senders and receivers alike: busy ones come more often, as in requests."""
+    draw = np.random.default_rng([payments.seed, 9, size, call])
+    at = pa.array(draw.integers(payments.n_payments, size=2 * size))
+    ends = pa.concat_arrays(
+        [payments.transactions[name].take(at).combine_chunks() for name in ("sender_id", "receiver_id")]
+    )
+    mixed = ends.take(pa.array(draw.permutation(len(ends)))).to_pylist()
+    return [(account,) for account in list(dict.fromkeys(mixed))[:size]]
+
+
+def backend_figures(backend: Backend, payments: Payments) -> list[Figure]:
+    """p50 and p99 per size: rows with the counterparties' online rows, without them, and the graph's neighbours."""
+    views = [view for view in catalog().event_views() if view.entity == "account"]
+    figures: list[Figure] = []
+
+    def rows(keys: Sequence[EntityKey], online: OnlineStore | None) -> None:
+        done = on_demand.latest_rows(
+            views, {"account": keys}, backend.records, before_ms=payments.end_ms, settings=SETTINGS, online=online
+        )
+        assert not done.failed
+
+    def neighbours(keys: Sequence[EntityKey]) -> None:
+        backend.graph.neighbours([key[0] for key in keys], before_ms=payments.end_ms, limit=NEIGHBOURS)
+
+    for size in SIZES:
+        asked = [keys_of(payments, size, call) for call in range(CALLS[size])]
+        calls = {
+            "rows": lambda at, asked=asked: rows(asked[at], backend.online),
+            "rows, no online store": lambda at, asked=asked: rows(asked[at], None),
+            "neighbours": lambda at, asked=asked: neighbours(asked[at]),
+        }
+        for what, call in calls.items():
+            call(0)
+            spread = repeated(call, most=CALLS[size], limit_s=LIMIT_S)
+            name = f"on demand, {size}, {what}, {backend.name}"
+            told = f"{spread.calls} calls, one process, random accounts of payments; {len(views)} views"
+            note(f"  {name}: {spread.p50_ms:.1f} / {spread.p99_ms:.1f} ms, {spread.calls} calls")
+            figures.append(Figure(name=f"{name}, p50", value=spread.p50_ms, unit="ms", conditions=told))
+            figures.append(Figure(name=f"{name}, p99", value=spread.p99_ms, unit="ms", conditions=told))
+    return figures
+
+
+def on_demand_figures(
+    payments: Payments, edges: EdgeTable, postgres: PostgresSettings, redis: RedisSettings, neo4j: Neo4jSettings
+) -> list[Figure]:
+    """Part `on-demand`."""
+    figures: list[Figure] = []
+    with TemporaryDirectory() as folder:
+        for backend in (services(postgres, redis, neo4j), embedded(Path(folder), payments)):
+            try:
+                fill(backend, payments, edges)
+                figures += backend_figures(backend, payments)
+            finally:
+                backend.close()
+    return figures
