@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from graph_features.catalog import WINDOWS, View, Window, feature
+from graph_features.catalog import View, feature
 from graph_features.clock import DAY_MS, SECOND_MS
 from graph_features.edges import Float64, Int64
 from graph_features.kernels.sweeps import Rhythm, WindowSums, rhythm, window_sums
 from graph_features.kernels.timeline import Side
 from graph_features.rows import AccountRows, Column
 from graph_features.schema import Cadence, DType, Renewal
+from graph_features.window_spec import BOTH_WAYS_WINDOWS, BY_NAME, COUNTERPARTY_WINDOWS, FLOW_WINDOW, WINDOWS, Window
 
 ACTIVITY = View(
     name="account_activity",
@@ -30,25 +31,20 @@ ACTIVITY = View(
     ),
 )
 
-BY_NAME = {window.name: window for window in WINDOWS}
 SIDES = (Side.SENT, Side.RECEIVED)
-COUNTERPARTY_WINDOWS = tuple(BY_NAME[name] for name in ("7d", "30d", "all"))
-FLOW_WINDOWS = tuple(BY_NAME[name] for name in ("7d", "all"))
-BOTH_WAYS_WINDOWS = tuple(BY_NAME[name] for name in ("1d", "7d", "30d"))
+ALL_TIME = BY_NAME["all"]
 
 
 def _sums(rows: AccountRows, side: Side, window: Window) -> WindowSums:
-    lengths = [each.length_ms for each in WINDOWS]
     sums = rows.memo(
         ("window_sums", side),
-        lambda: window_sums(rows.edges, side, rows.account, rows.as_of_ms, lengths, distinct=True),
+        lambda: window_sums(rows.edges, side, rows.account, rows.as_of_ms, WINDOWS, distinct=True),
     )
     return sums.at(WINDOWS.index(window))
 
 
 def _rhythm(rows: AccountRows) -> Rhythm:
-    lengths = [window.length_ms for window in BOTH_WAYS_WINDOWS if window.length_ms is not None]
-    return rows.memo("rhythm", lambda: rhythm(rows.edges, Side.EITHER, rows.account, rows.as_of_ms, lengths))
+    return rows.memo("rhythm", lambda: rhythm(rows.edges, Side.EITHER, rows.account, rows.as_of_ms))
 
 
 def ratio(numerator: Int64 | Float64, denominator: Int64) -> Float64:
@@ -95,19 +91,33 @@ def amount_std(rows: AccountRows, side: Side, window: Window) -> Column:
     return np.sqrt(ratio(sums.deviations, sums.count - 1))
 
 
-@feature(view=ACTIVITY, windows=FLOW_WINDOWS, dtype=DType.INT64, unit="minor units", range="any", empty=0)
+@feature(view=ACTIVITY, windows=(FLOW_WINDOW, ALL_TIME), dtype=DType.INT64, unit="minor units", range="any", empty=0)
 def net_flow(rows: AccountRows, window: Window) -> Column:
     """Sum of amounts received less sum of amounts sent, window: {window}."""
     return _sums(rows, Side.RECEIVED, window).total - _sums(rows, Side.SENT, window).total
 
 
-@feature(view=ACTIVITY, windows=COUNTERPARTY_WINDOWS, dtype=DType.INT64, unit="accounts", range="0 or more", empty=0)
+@feature(
+    view=ACTIVITY,
+    windows=(*COUNTERPARTY_WINDOWS, ALL_TIME),
+    dtype=DType.INT64,
+    unit="accounts",
+    range="0 or more",
+    empty=0,
+)
 def unique_receivers(rows: AccountRows, window: Window) -> Column:
     """Distinct accounts paid, window: {window}."""
     return _sums(rows, Side.SENT, window).distinct
 
 
-@feature(view=ACTIVITY, windows=COUNTERPARTY_WINDOWS, dtype=DType.INT64, unit="accounts", range="0 or more", empty=0)
+@feature(
+    view=ACTIVITY,
+    windows=(*COUNTERPARTY_WINDOWS, ALL_TIME),
+    dtype=DType.INT64,
+    unit="accounts",
+    range="0 or more",
+    empty=0,
+)
 def unique_senders(rows: AccountRows, window: Window) -> Column:
     """Distinct accounts that paid this one, window: {window}."""
     return _sums(rows, Side.RECEIVED, window).distinct
@@ -115,8 +125,8 @@ def unique_senders(rows: AccountRows, window: Window) -> Column:
 
 @feature(view=ACTIVITY, windows=BOTH_WAYS_WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
 def transaction_count(rows: AccountRows, window: Window) -> Column:
-    """Payments sent or received, one to oneself once, window: {window}."""
-    return np.asarray(_rhythm(rows).count[BOTH_WAYS_WINDOWS.index(window)])
+    """Payments sent plus payments received, so that one to oneself counts twice, window: {window}."""
+    return _sums(rows, Side.SENT, window).count + _sums(rows, Side.RECEIVED, window).count
 
 
 @feature(view=ACTIVITY, dtype=DType.FLOAT64, unit="payments per day", range="above 0")

@@ -30,38 +30,39 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from graph_features.clock import DAY_MS, HOUR_MS
 from graph_features.errors import UnknownFeatureError
 from graph_features.schema import Cadence, DType, FeatureSchema, Renewal, ViewSchema
 from graph_features.settings import FeatureSettings
+from graph_features.window_spec import Window
 
-FEATURE_MODULES = ("activity", "behaviour", "exposure", "neighbours", "pairs", "topology", "proximity")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """A look-back of `length_ms` milliseconds before as_of, as_of excluded; None is all time."""
-
-    name: str
-    length_ms: int | None
-
-
-WINDOWS = (
-    Window(name="1h", length_ms=HOUR_MS),
-    Window(name="1d", length_ms=DAY_MS),
-    Window(name="7d", length_ms=7 * DAY_MS),
-    Window(name="30d", length_ms=30 * DAY_MS),
-    Window(name="all", length_ms=None),
+FEATURE_MODULES = (
+    "activity",
+    "behaviour",
+    "exposure",
+    "windows",
+    "neighbours",
+    "pairs",
+    "topology",
+    "proximity",
+    "rings",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """A registered feature: its schema and the function that computes it for many rows at once."""
+    """A registered feature: its schema, and the function that computes it for many rows at once.
+
+    `family` is the function's name and `text` its docstring as written: of one family there may be a feature per side
+    and window.
+    """
 
     schema: FeatureSchema
     compute: Callable[[Any], Any]
     source: str
+    family: str
+    text: str
+    side: str | None = None
+    window: Window | None = None
 
 
 @dataclass(kw_only=True)
@@ -81,10 +82,10 @@ class View:
     modules: tuple[str, ...] = ()
     features: list[Feature] = field(default_factory=list)
 
-    def add(self, schema: FeatureSchema, compute: Callable[[Any], Any], source: str) -> None:
-        if any(existing.schema.name == schema.name for existing in self.features):
-            raise ValueError(f"view {self.name} already has a feature {schema.name}")
-        self.features.append(Feature(schema=schema, compute=compute, source=source))
+    def add(self, feature: Feature) -> None:
+        if any(existing.schema.name == feature.schema.name for existing in self.features):
+            raise ValueError(f"view {self.name} already has a feature {feature.schema.name}")
+        self.features.append(feature)
 
     def schema(self) -> ViewSchema:
         """Freeze the view into its schema."""
@@ -126,19 +127,29 @@ def feature(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         code = _code(function)
+        text = inspect.cleandoc(function.__doc__ or "")
         for side in sides or (None,):
             for window in windows or (None,):
                 given = [part for part in (side, window) if part is not None]
                 schema = FeatureSchema(
                     name=_variant(function.__name__, side, window),
                     dtype=dtype,
-                    description=_told(inspect.cleandoc(function.__doc__ or ""), side, window),
+                    description=_told(text, side, window),
                     unit=unit,
                     range=range,
                     empty=empty,
                 )
-                compute = partial(_compute, function, given) if given else function
-                view.add(schema, compute, code + repr(given))
+                view.add(
+                    Feature(
+                        schema=schema,
+                        compute=partial(_compute, function, given) if given else function,
+                        source=code + repr(given),
+                        family=function.__name__,
+                        text=text,
+                        side=side,
+                        window=window,
+                    )
+                )
         return function
 
     return register

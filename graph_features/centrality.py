@@ -1,4 +1,4 @@
-"""Compiled kernels over CSR graphs: shortest paths, triangles and cores. One thread, fixed order, no randomness.
+"""Compiled kernels over CSR graphs: triangles and cores. One thread, fixed order, no randomness.
 
 Every kernel takes `indptr` int64 (n + 1), `indices` int32 (ascending per row) of a simple graph without self-loops.
 """
@@ -9,75 +9,6 @@ import numpy as np
 
 from graph_features.edges import Float64, Int32, Int64
 from graph_features.kernels.compiled import compiled
-
-
-@compiled
-def betweenness_sums(indptr: Int64, indices: Int32, sources: Int64) -> Float64:
-    """Return per node its dependency summed over `sources` (Brandes 2001), following the direction of edges."""
-    n = len(indptr) - 1
-    total = np.zeros(n)
-    distance = np.full(n, -1, np.int32)
-    paths = np.zeros(n)
-    dependency = np.zeros(n)
-    order = np.empty(n, np.int32)
-    for source in sources:
-        order[0] = source
-        distance[source] = 0
-        paths[source] = 1.0
-        found = 1
-        head = 0
-        while head < found:
-            u = order[head]
-            head += 1
-            for k in range(indptr[u], indptr[u + 1]):
-                v = indices[k]
-                if distance[v] < 0:
-                    distance[v] = distance[u] + 1
-                    order[found] = v
-                    found += 1
-                if distance[v] == distance[u] + 1:
-                    paths[v] += paths[u]
-        for position in range(found - 1, -1, -1):
-            u = order[position]
-            for k in range(indptr[u], indptr[u + 1]):
-                v = indices[k]
-                if distance[v] == distance[u] + 1:
-                    dependency[u] += paths[u] / paths[v] * (1.0 + dependency[v])
-            if u != source:
-                total[u] += dependency[u]
-        for position in range(found):
-            u = order[position]
-            distance[u] = -1
-            paths[u] = 0.0
-            dependency[u] = 0.0
-    return total
-
-
-@compiled
-def harmonic_sums(indptr: Int64, indices: Int32, sources: Int64) -> Float64:
-    """Return per node the sum of 1 / hops from each of `sources` to it, nothing from those that do not reach it."""
-    n = len(indptr) - 1
-    total = np.zeros(n)
-    distance = np.full(n, -1, np.int32)
-    order = np.empty(n, np.int32)
-    for source in sources:
-        order[0] = source
-        distance[source] = 0
-        found = 1
-        head = 0
-        while head < found:
-            u = order[head]
-            head += 1
-            for k in range(indptr[u], indptr[u + 1]):
-                v = indices[k]
-                if distance[v] < 0:
-                    distance[v] = distance[u] + 1
-                    total[v] += 1.0 / distance[v]
-                    order[found] = v
-                    found += 1
-        for position in range(found):
-            distance[order[position]] = -1
-    return total
 
 
 @compiled

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from graph_features.activity import BY_NAME, SIDES, known_where, ratio
-from graph_features.catalog import View, Window, feature
+from graph_features.activity import ALL_TIME, SIDES, known_where, ratio
+from graph_features.catalog import View, feature
 from graph_features.edges import Int64
 from graph_features.kernels.ledgers import label_timeline, named_counterparties
 from graph_features.kernels.sweeps import LabelState, label_state
 from graph_features.kernels.timeline import Side
 from graph_features.rows import AccountRows, Column
 from graph_features.schema import Cadence, DType, Renewal
+from graph_features.window_spec import LABEL_WINDOWS, Window
 
 EXPOSURE = View(
     name="account_exposure",
@@ -36,15 +37,13 @@ EXPOSURE = View(
 )
 
 GENUINE, FRAUD = 0, 1
-LABEL_WINDOWS = tuple(BY_NAME[name] for name in ("1d", "7d", "30d", "all"))
-ALL_TIME = (BY_NAME["all"],)
+WINDOWS = (*LABEL_WINDOWS, ALL_TIME)
 
 
 def _labels(rows: AccountRows, side: Side) -> LabelState:
-    lengths = [window.length_ms for window in LABEL_WINDOWS if window.length_ms is not None]
     return rows.memo(
         ("labels", side),
-        lambda: label_state(label_timeline(rows.edges, side), rows.account, rows.as_of_ms, lengths),
+        lambda: label_state(label_timeline(rows.edges, side), rows.account, rows.as_of_ms, LABEL_WINDOWS),
     )
 
 
@@ -65,21 +64,21 @@ def _last_known(rows: AccountRows, side: Side, kind: int) -> Column:
     return known_where(labels.last_known_ms[kind], labels.count[kind] > 0)
 
 
-@feature(
-    view=EXPOSURE, sides=SIDES, windows=LABEL_WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0
-)
+@feature(view=EXPOSURE, sides=SIDES, windows=WINDOWS, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
 def known_fraud_count(rows: AccountRows, side: Side, window: Window) -> Column:
     """Payments {side} that are known as fraud; label window: {window}."""
     return _count(rows, side, FRAUD, window)
 
 
-@feature(view=EXPOSURE, sides=SIDES, windows=ALL_TIME, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
+@feature(
+    view=EXPOSURE, sides=SIDES, windows=(ALL_TIME,), dtype=DType.INT64, unit="payments", range="0 or more", empty=0
+)
 def known_genuine_count(rows: AccountRows, side: Side, window: Window) -> Column:
     """Payments {side} that are known as genuine; label window: {window}."""
     return _count(rows, side, GENUINE, window)
 
 
-@feature(view=EXPOSURE, sides=SIDES, windows=LABEL_WINDOWS, dtype=DType.FLOAT64, unit="share", range="0 to 1")
+@feature(view=EXPOSURE, sides=SIDES, windows=WINDOWS, dtype=DType.FLOAT64, unit="share", range="0 to 1")
 def known_fraud_ratio(rows: AccountRows, side: Side, window: Window) -> Column:
     """Share of fraud among payments {side} with a known label; label window: {window}; null without a label."""
     frauds = _count(rows, side, FRAUD, window)

@@ -108,8 +108,7 @@ def graph_at(edges: EdgeTable, as_of_ms: int) -> PaymentGraph:
     node_of_account = np.where(active, np.cumsum(active) - 1, -1).astype(np.int32)
     n_nodes = int(active.sum())
 
-    standing = ~np.isin(latest_before(edges.statuses, as_of_ms, edges.n_edges)[:seen], _VOID)
-    standing &= edges.sender[:seen] != edges.receiver[:seen]
+    standing = standing_before(edges, as_of_ms)
     sender = node_of_account[edges.sender[:seen][standing]]
     receiver = node_of_account[edges.receiver[:seen][standing]]
     ones = np.ones(len(sender))
@@ -143,13 +142,27 @@ def latest_before(changes: Changes, as_of_ms: int, n_edges: int) -> Int8:
     return latest
 
 
+def standing_before(edges: EdgeTable, as_of_ms: int) -> Flags:
+    """Return per payment made before `as_of_ms` whether it is an edge: not void by then, and not to oneself."""
+    seen = int(np.searchsorted(edges.ts_ms, as_of_ms, side="left"))
+    void = np.isin(latest_before(edges.statuses, as_of_ms, edges.n_edges)[:seen], _VOID)
+    return np.asarray(~void & (edges.sender[:seen] != edges.receiver[:seen]))
+
+
+def fraud_accounts(edges: EdgeTable, as_of_ms: int) -> Flags:
+    """Return per account whether a payment made before as_of names it as fraudulent by the latest label known then."""
+    seen = int(np.searchsorted(edges.ts_ms, as_of_ms, side="left"))
+    party = latest_before(edges.labels, as_of_ms, edges.n_edges)[:seen]
+    fraud = np.zeros(edges.n_accounts, np.bool_)
+    fraud[edges.sender[:seen][(party > 0) & (party & 1 > 0)]] = True
+    fraud[edges.receiver[:seen][(party > 0) & (party & 2 > 0)]] = True
+    return fraud
+
+
 def known_frauds(edges: EdgeTable, graph: PaymentGraph) -> Flags:
-    """Return per node whether a payment made before as_of names it as fraudulent by the latest label known by then."""
-    seen = int(np.searchsorted(edges.ts_ms, graph.as_of_ms, side="left"))
-    party = latest_before(edges.labels, graph.as_of_ms, edges.n_edges)[:seen]
+    """Return the same per node of the graph."""
     fraud = np.zeros(graph.n_nodes, np.bool_)
-    fraud[graph.node_of_account[edges.sender[:seen][(party > 0) & (party & 1 > 0)]]] = True
-    fraud[graph.node_of_account[edges.receiver[:seen][(party > 0) & (party & 2 > 0)]]] = True
+    fraud[graph.node_of_account[fraud_accounts(edges, graph.as_of_ms)]] = True
     return fraud
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from graph_features.errors import SchemaMismatchError
 from graph_features.schema import DType, FeatureSchema, ViewSchema
 from graph_features.transaction import REQUEST_FEATURES
+from graph_features.window_spec import FINISHED, WINDOWS_VIEW
 
 Side = Literal["sender", "receiver"]
 HistoryKind = Literal["ratio", "deviation", "percentile"]
@@ -51,6 +52,7 @@ class ViewColumns:
     """Where one view's scalar features stand in an input matrix: columns [first, first + len(names)).
 
     `empty` holds their values for what was never seen, NaN for null; `timestamps` are (position in names, name).
+    `finished` are the positions of features whose windows move on after the row, and `finished_names` their names.
     """
 
     view: ViewSchema
@@ -58,6 +60,8 @@ class ViewColumns:
     names: tuple[str, ...]
     empty: tuple[float, ...]
     timestamps: tuple[tuple[int, str], ...]
+    finished: tuple[int, ...]
+    finished_names: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +69,10 @@ class InputSpec:
     """Ordered inputs of a model.
 
     `account` and `pair` name columns as "view:feature"; timestamps among them enter as seconds before the payment,
-    never as themselves. transaction_x holds `request`, then `history`, then `pair` columns, then `reverse` ones (those
-    of the receiver's payments to the sender). `profile` is what each neighbour edge carries of the neighbour after
-    EDGE_FEATURES. `neighbours` is K, per account. `views` are the schemas that all of it was derived from.
+    never as themselves, and windows as of the payment, for which WINDOWS_VIEW must be among the views. transaction_x
+    holds `request`, then `history`, then `pair` columns, then `reverse` ones (those of the receiver's payments to the
+    sender). `profile` is what each neighbour edge carries of the neighbour after EDGE_FEATURES. `neighbours` is K, per
+    account. `views` are the schemas that all of it was derived from. Raises SchemaMismatchError.
     """
 
     account: tuple[str, ...]
@@ -80,6 +85,14 @@ class InputSpec:
     base_exponent: int
     feature_hash: str
     views: tuple[ViewSchema, ...]
+
+    def __post_init__(self) -> None:
+        moving = [view.name for view in self.views if any(is_finished(view.name, name) for name in view.names)]
+        if moving and all(view.name != WINDOWS_VIEW for view in self.views):
+            raise SchemaMismatchError(
+                f"the model's inputs have windows of {', '.join(moving)} without view {WINDOWS_VIEW}, which they are "
+                "finished from: add it to the views"
+            )
 
     @cached_property
     def transaction_names(self) -> tuple[str, ...]:
@@ -178,10 +191,17 @@ def _layout(views: tuple[ViewSchema, ...], names: tuple[str, ...]) -> tuple[View
                 names=tuple(feature.name for feature in features),
                 empty=tuple(math.nan if feature.empty is None else feature.empty for feature in features),
                 timestamps=tuple(stamps),
+                finished=tuple(at for at, one in enumerate(features) if is_finished(view.name, one.name)),
+                finished_names=tuple(one.name for one in features if is_finished(view.name, one.name)),
             )
         )
         first += len(features)
     return tuple(layout)
+
+
+def is_finished(view: str, feature: str) -> bool:
+    """Whether a model reads the feature from the rows of WINDOWS_VIEW, finished for the payment's own time."""
+    return feature in FINISHED.get(view, ())
 
 
 def _scalars(view: ViewSchema) -> list[str]:

@@ -17,7 +17,9 @@ from graph_features.events import NOTHING_COVERED, Coverage
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings
 from graph_features.sources.base import RecordStore
+from graph_features.standings import HUB_PAYMENTS, RECEIVED_COUNT, SENT_COUNT, STANDING
 from graph_features.stores.base import OfflineStore, OnlineStore
+from graph_features.stores.blocks import RowBlock
 from graph_features.stores.codec import HEADER_BYTES, header_words
 
 BULK_KEYS = 2_000
@@ -25,6 +27,8 @@ BULK_KEYS = 2_000
 
 READ_KEYS = 5_000
 """So many stored rows are looked at at once."""
+
+TOO_MANY = "more than {:,} payments: `ringfence materialize` brings it up to date"
 
 AFTER_EVERYTHING_MS = MAX_EVENT_MS + 1
 
@@ -54,6 +58,7 @@ def refresh(
     offline: OfflineStore,
     settings: FeatureSettings,
     bulk_keys: int = BULK_KEYS,
+    hub_payments: int = HUB_PAYMENTS,
     on_rows: Progress | None = None,
 ) -> RefreshReport:
     """Compute and store the newest event rows of `keys` (None: of all that are pending) and clear their marks.
@@ -62,7 +67,9 @@ def refresh(
     changed. A pending key without an online row gets its whole history, but not among more than `bulk_keys` keys: then
     its past is a backfill's business, as is that of a key that is not pending.
 
-    Many keys go through the batch driver, few are computed on demand. A mark is cleared only if it has not been renewed
+    Many keys go through the batch driver, few are computed on demand. An account with more than `hub_payments`
+    payments, and the pairs that it pays, never are: named as `keys` they are in `failed` and stay pending, among all
+    that is pending they send everything through the batch driver. A mark is cleared only if it has not been renewed
     since the start, and only after its rows are stored: whatever interrupts a refresh, the next one does the rest.
     `refresh_in_parts` does the same in several processes.
     """
@@ -71,21 +78,39 @@ def refresh(
     if not wanted:
         return RefreshReport(keys=0, rows={}, max_seq=records.max_seq())
     records.barrier()
+    hubs = _hubs(online, wanted, hub_payments)
+    in_bulk = len(wanted) > bulk_keys or (keys is None and bool(hubs))
+    put_off = {} if in_bulk else {key: TOO_MANY.format(hub_payments) for key in wanted if key[0] in hubs}
+    wanted = [key for key in wanted if key not in put_off]
     writer = _Writer(online=online, offline=offline, wanted=wanted, on_rows=on_rows)
-    in_bulk = len(wanted) > bulk_keys
     covered = _covered(online, wanted, set() if in_bulk else tokens.keys())
     if in_bulk:
         done = _in_bulk(wanted, covered, records, writer, settings)
     else:
-        done = _on_demand(wanted, covered, records, online, writer, settings)
-    online.clear_pending({key: token for key, token in tokens.items() if key not in done.failed})
+        done = _on_demand(wanted, covered, records, online, writer, settings, hub_payments)
+    failed = done.failed | put_off
+    online.clear_pending({key: token for key, token in tokens.items() if key not in failed})
     return RefreshReport(
-        keys=len(wanted),
+        keys=len(wanted) + len(put_off),
         rows=writer.rows,
         never_seen=done.never_seen,
-        failed=done.failed,
+        failed=failed,
         max_seq=done.max_seq,
     )
+
+
+def _hubs(online: OnlineStore, wanted: Sequence[EntityKey], hub_payments: int) -> set[str]:
+    """Return accounts of `wanted`, payers of its pairs included, whose rows count more than `hub_payments` payments."""
+    accounts = sorted({key[0] for key in wanted})
+    view = catalog().schema(STANDING[SENT_COUNT][0])
+    hubs: set[str] = set()
+    for start in range(0, len(accounts), READ_KEYS):
+        some = accounts[start : start + READ_KEYS]
+        (packed,) = online.read([(view, [(account,) for account in some])])
+        block = RowBlock.from_packed(view, packed)
+        sent, received = (block.int64(STANDING[place][1])[0] for place in (SENT_COUNT, RECEIVED_COUNT))
+        hubs.update(some[at] for at in np.flatnonzero(sent + received > hub_payments).tolist())
+    return hubs
 
 
 def _covered(
@@ -163,10 +188,18 @@ def _on_demand(
     online: OnlineStore,
     writer: _Writer,
     settings: FeatureSettings,
+    hub_payments: int,
 ) -> on_demand.OnDemandResult:
     views, keys = catalog().event_views(), _by_entity(wanted)
     done = on_demand.latest_rows(
-        views, keys, records, before_ms=AFTER_EVERYTHING_MS, settings=settings, covered=covered, online=online
+        views,
+        keys,
+        records,
+        before_ms=AFTER_EVERYTHING_MS,
+        settings=settings,
+        covered=covered,
+        online=online,
+        hub_payments=hub_payments,
     )
     for view in views:
         for chunk, table in enumerate(_chunks(done.tables[view.name])):

@@ -74,6 +74,8 @@ class RedisSettings(BaseSettings):
     password: SecretStr = SecretStr("")
     db: int = Field(default=0, ge=0)
     tls: bool = False
+    tls_ca_file: str = Field(default="", description="Certificates to trust; empty trusts those of the system.")
+    cluster: bool = Field(default=False, description="The address is that of any node of a Redis Cluster.")
     timeout_s: float = Field(default=5.0, gt=0)
 
 
@@ -112,6 +114,9 @@ class FeatureSettings(BaseSettings):
     high_risk_countries: tuple[str, ...] = ("AF", "IR", "KP", "MM", "SY", "YE")
     base_exponent: int = Field(default=2, ge=0, le=4, description="Decimals of the base currency.")
     slice_max_age_s: int = Field(default=3 * 86_400, ge=1, description="Age after which a slice row counts as absent.")
+    ring_window_s: int = Field(
+        default=7 * 86_400, ge=1, le=30 * 86_400, description="Longest time that a cycle or a scatter-gather takes."
+    )
 
 
 class PoolKind(StrEnum):

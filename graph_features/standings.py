@@ -23,6 +23,13 @@ STANDING: Final = (
 """View and feature of each number. None of them changes between an account's last event and the next, so the newest
 rows tell them for any later instant before that."""
 
+SENT_COUNT: Final = 0
+RECEIVED_COUNT: Final = 2
+"""Positions in STANDING."""
+
+HUB_PAYMENTS: Final = 200_000
+"""An account with more payments than this is a hub: to read them all takes seconds, so that is left to the batch."""
+
 STANDING_VIEWS: Final = tuple(dict.fromkeys(view for view, _ in STANDING))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 # What needs Numba is imported where it runs, so that reading the catalogue stays cheap.
 from graph_features.catalog import View, feature
 from graph_features.edges import Float64, Int64
-from graph_features.graphs import Adjacency, PaymentGraph, at_slice, graph_of, per_row, triangle_return_weights
+from graph_features.graphs import Adjacency, Flags, PaymentGraph, at_slice, graph_of, per_row, triangle_return_weights
 from graph_features.rows import AccountRows, Column
 from graph_features.schema import Cadence, DType
 
@@ -30,6 +30,7 @@ TOPOLOGY = View(
         __name__,
         "graph_features.graphs",
         "graph_features.centrality",
+        "graph_features.shortest_paths",
         "graph_features.spectral",
         "graph_features.communities",
     ),
@@ -54,9 +55,9 @@ def betweenness(paid: Adjacency, sources: Int64) -> Float64:
     n = paid.n_nodes
     if n < 3:
         return np.zeros(n)
-    from graph_features import centrality
+    from graph_features import shortest_paths
 
-    sums = centrality.betweenness_sums(paid.indptr, paid.indices, sources)
+    sums = shortest_paths.betweenness_sums(paid.indptr, paid.indices, sources)
     # A node is the source of no path through itself, so each draw stands for n / k of the n - 1 others.
     scale = n / len(sources) / ((n - 1.0) * (n - 2.0))
     return np.asarray(sums * scale, np.float64)
@@ -67,11 +68,11 @@ def closeness(paid: Adjacency, sources: Int64) -> Float64:
     n = paid.n_nodes
     if n < 2:
         return np.zeros(n)
-    from graph_features import centrality
+    from graph_features import shortest_paths
 
     others = np.full(n, float(len(sources)))
     others[sources] -= 1.0
-    return np.asarray(centrality.harmonic_sums(paid.indptr, paid.indices, sources) / others, np.float64)
+    return np.asarray(shortest_paths.harmonic_sums(paid.indptr, paid.indices, sources) / others, np.float64)
 
 
 def triangles_of(rows: AccountRows) -> tuple[Int64, Float64]:
@@ -97,6 +98,19 @@ def _components_of(rows: AccountRows) -> Int64:
     from graph_features import communities
 
     return at_slice(rows, "components", lambda: communities.components(graph_of(rows).together))
+
+
+def _largest_component(rows: AccountRows) -> Flags:
+    """Flag the nodes of the largest component, of equals the one with the first node."""
+    component = _components_of(rows)
+    return np.asarray(component == (np.argmax(np.bincount(component)) if len(component) else 0))
+
+
+def _leading_of(rows: AccountRows) -> tuple[float, Float64]:
+    """Return the leading eigenvalue and eigenvector of the largest component."""
+    from graph_features import spectral
+
+    return at_slice(rows, "leading", lambda: spectral.leading(graph_of(rows).together, _largest_component(rows)))
 
 
 def _sizes(label: Int64) -> Int64:
@@ -191,7 +205,11 @@ def katz_centrality(rows: AccountRows) -> Column:
     """
     from graph_features import spectral
 
-    return _measure(rows, lambda graph: spectral.katz(graph.paid, spectral.largest_eigenvalue(graph.together)))
+    def compute(graph: PaymentGraph) -> Float64:
+        inside, members = _leading_of(rows)[0], _largest_component(rows)
+        return spectral.katz(graph.paid, spectral.largest_eigenvalue(graph.together, members, inside))
+
+    return _measure(rows, compute)
 
 
 @feature(view=TOPOLOGY, dtype=DType.FLOAT64, unit="of unit length over all accounts", range="0 to 1")
@@ -200,14 +218,7 @@ def eigenvector_centrality(rows: AccountRows) -> Column:
 
     Of components of one size the one with the first account id counts.
     """
-    from graph_features import spectral
-
-    def compute(graph: PaymentGraph) -> Float64:
-        component = _components_of(rows)
-        largest = np.argmax(np.bincount(component)) if len(component) else 0
-        return spectral.leading_eigenvector(graph.together, component == largest)
-
-    return _measure(rows, compute)
+    return per_row(rows, _leading_of(rows)[1])
 
 
 @feature(view=TOPOLOGY, dtype=DType.FLOAT64, unit="accounts", range="1 or more")

@@ -1,6 +1,6 @@
 """Input tuples: stored rows and payments to the arrays that a model takes. Training and serving both call this.
 
-What depends on the payment's own time is finished here: ages, gaps, amounts against history. NumPy only.
+What depends on the payment's own time is finished here: windows, ages, gaps, amounts against history. NumPy only.
 
 Shape letters: B payments, A = 2B accounts (senders, then receivers), E neighbour edges.
 """
@@ -15,12 +15,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graph_features.finish import Finished, finish
 from graph_features.histogram import amount_percentiles
-from graph_features.input_spec import EDGE_FEATURES, NEIGHBOUR_VIEW, HistoryFeature, InputSpec, ViewColumns
+from graph_features.input_spec import (
+    EDGE_FEATURES,
+    NEIGHBOUR_VIEW,
+    HistoryFeature,
+    InputSpec,
+    ViewColumns,
+    is_finished,
+)
 from graph_features.neighbour_spec import NEIGHBOUR_PROFILE, NEIGHBOUR_PROFILE_SIZE, SENT
 from graph_features.schema import Cadence, EntityKey, ViewSchema
 from graph_features.stores.blocks import RowBlock
 from graph_features.transaction import TransactionColumns, request_features
+from graph_features.window_spec import WINDOWS_VIEW
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -143,17 +152,19 @@ def build_tuples(spec: InputSpec, transactions: TransactionColumns, blocks: Tupl
 
     A row is used when its as_of is not after the payment and, in a slice view, it is not older than `max_age_s`. An
     absent event row is a never-seen account or pair: its features have their `empty` values. Any other row that cannot
-    be used is null.
+    be used is null. Windowed features are those of the payment's own instant, whatever the rows say of theirs; they
+    follow the row of WINDOWS_VIEW alone.
     """
     payments = len(transactions)
     both_ms = np.concatenate([transactions.event_ms, transactions.event_ms])
     other_id = np.concatenate([transactions.receiver_id, transactions.sender_id])
-    accounts = build_account_inputs(spec, both_ms, other_id, blocks.accounts)
+    rows = _AccountRows(spec=spec, event_ms=both_ms, blocks=blocks.accounts)
+    accounts = _account_inputs(rows, other_id)
     pair_x = _matrix(spec.pair_columns, blocks.pairs, both_ms)
     transaction_x = np.concatenate(
         [
             _request_columns(spec, transactions),
-            _history_columns(spec, transactions, blocks.accounts),
+            _history_columns(rows, transactions.amount),
             pair_x[:payments],
             pair_x[payments:],
         ],
@@ -176,12 +187,47 @@ def build_account_inputs(
     `other_id` [A] is whom each account pays or is paid by at that instant, None for nobody; `blocks` holds A rows per
     account view.
     """
-    neighbour_x, neighbour_index = _neighbours(spec, event_ms, other_id, blocks)
-    return AccountInputs(
-        account_x=_matrix(spec.account_columns, blocks, event_ms),
-        neighbour_x=neighbour_x,
-        neighbour_index=neighbour_index,
-    )
+    return _account_inputs(_AccountRows(spec=spec, event_ms=event_ms, blocks=blocks), other_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AccountRows:
+    """Rows of A accounts, one block per account view, each to be read at an instant of its own."""
+
+    spec: InputSpec
+    event_ms: Int64
+    blocks: Mapping[str, RowBlock]
+
+    @cached_property
+    def usable(self) -> dict[str, Bools]:
+        """By view, which rows count at their instants."""
+        return {view.name: _usable(view, self.blocks[view.name], self.event_ms) for view in self.spec.account_views}
+
+    @cached_property
+    def windows(self) -> Finished:
+        return finish(self.blocks[WINDOWS_VIEW], self.event_ms)
+
+    @cached_property
+    def unknown_windows(self) -> Bools:
+        """Where the windows are null. Without a row there never was a payment, and they are those of none."""
+        return self.blocks[WINDOWS_VIEW].present & ~self.usable[WINDOWS_VIEW]
+
+    def float64(self, view: str, name: str) -> Float64:
+        """A scalar feature [A], NaN where it is null or its row does not count."""
+        if is_finished(view, name):
+            return np.where(self.unknown_windows, np.nan, self.windows.features[view][name])
+        return np.where(self.usable[view], self.blocks[view].float64(name), np.nan)
+
+
+def _account_inputs(rows: _AccountRows, other_id: npt.NDArray[np.object_]) -> AccountInputs:
+    neighbour_x, neighbour_index = _neighbours(rows.spec, rows.event_ms, other_id, rows.blocks)
+    account_x = _matrix(rows.spec.account_columns, rows.blocks, rows.event_ms)
+    for columns in rows.spec.account_columns:
+        if columns.finished:
+            found = rows.windows.matrix(columns.view.name, columns.finished_names)
+            found[rows.unknown_windows] = np.nan
+            account_x[:, columns.first + np.array(columns.finished)] = found
+    return AccountInputs(account_x=account_x, neighbour_x=neighbour_x, neighbour_index=neighbour_index)
 
 
 def _usable(view: ViewSchema, block: RowBlock, event_ms: Int64) -> Bools:
@@ -212,27 +258,25 @@ def _request_columns(spec: InputSpec, transactions: TransactionColumns) -> Float
     return np.stack([features[name] for name in spec.request], axis=1).astype(np.float32)
 
 
-def _history_columns(spec: InputSpec, transactions: TransactionColumns, blocks: Mapping[str, RowBlock]) -> Float32:
-    payments = len(transactions)
-    both_ms = np.concatenate([transactions.event_ms, transactions.event_ms])
-    names = {feature.view for feature in spec.history}
-    usable = {name: _usable(spec.view(name), blocks[name], both_ms) for name in names}
-    out = np.full((payments, len(spec.history)), np.nan, np.float32)
-    for position, feature in enumerate(spec.history):
+def _history_columns(rows: _AccountRows, amount: Int64) -> Float32:
+    payments = len(amount)
+    out = np.empty((payments, len(rows.spec.history)), np.float32)
+    for position, feature in enumerate(rows.spec.history):
         side = slice(0, payments) if feature.side == "sender" else slice(payments, 2 * payments)
-        value = _against_history(feature, transactions.amount, blocks[feature.view], side)
-        out[:, position] = np.where(usable[feature.view][side], value, np.nan)
+        out[:, position] = _against_history(feature, amount, rows, side)
     return out
 
 
-def _against_history(feature: HistoryFeature, amount: Int64, block: RowBlock, side: slice) -> Float64:
+def _against_history(feature: HistoryFeature, amount: Int64, rows: _AccountRows, side: slice) -> Float64:
+    view = feature.view
     if feature.kind == "percentile":
-        offsets, values = block.lists(feature.columns[0])
-        return amount_percentiles(offsets[side.start : side.stop + 1], values, amount)
-    mean = block.float64(feature.columns[0])[side]
+        offsets, values = rows.blocks[view].lists(feature.columns[0])
+        ranks = amount_percentiles(offsets[side.start : side.stop + 1], values, amount)
+        return np.where(rows.usable[view][side], ranks, np.nan)
+    mean = rows.float64(view, feature.columns[0])[side]
     if feature.kind == "ratio":
         return _divide(amount.astype(np.float64), mean)
-    return _divide(amount - mean, block.float64(feature.columns[1])[side])
+    return _divide(amount - mean, rows.float64(view, feature.columns[1])[side])
 
 
 def _divide(numerator: Float64, denominator: Float64) -> Float64:

@@ -14,7 +14,14 @@ from graph_features.clock import CREATED_EPOCH_US, NEVER_MS
 from graph_features.edges import EdgeTable, Int64
 from graph_features.neighbours import last_payments
 from graph_features.sources.base import Records, RecordStore
-from graph_features.standings import STANDING, STANDING_VIEWS, Standings
+from graph_features.standings import (
+    HUB_PAYMENTS,
+    RECEIVED_COUNT,
+    SENT_COUNT,
+    STANDING,
+    STANDING_VIEWS,
+    Standings,
+)
 from graph_features.stores.base import OnlineStore
 from graph_features.stores.blocks import RowBlock
 
@@ -46,16 +53,18 @@ def with_counterparties(
     online: OnlineStore | None,
     *,
     before_ms: int,
+    hub_payments: int = HUB_PAYMENTS,
 ) -> EdgeTable:
     """Return `edges`, made of `own`, with what it takes to describe `others`.
 
     An account's rows tell its standing where they are all there, no event of it is pending, and none of them is later
-    than the instant or was made from more than `own`. The payments of all other accounts are read.
+    than the instant or was made from more than `own`. The payments of all other accounts are read, but not those of a
+    hub, whose rows only must not be later: they may lack its last few of more than `hub_payments` payments.
     """
     standings = None
     missing = others.account_ids
     if online is not None and missing:
-        known, standings = _read_standings(online, others, own.max_seq)
+        known, standings = _read_standings(online, others, own.max_seq, hub_payments)
         missing = [account for account, told in zip(missing, known.tolist(), strict=True) if not told]
     if missing:
         theirs = records.read_accounts(missing, before_ms=before_ms)
@@ -69,7 +78,7 @@ def with_counterparties(
 
 
 def _read_standings(
-    online: OnlineStore, others: Counterparties, max_seq: int
+    online: OnlineStore, others: Counterparties, max_seq: int, hub_payments: int
 ) -> tuple[npt.NDArray[np.bool_], Standings]:
     keys = [(account,) for account in others.account_ids]
     views = {name: catalog().schema(name) for name in STANDING_VIEWS}
@@ -77,11 +86,13 @@ def _read_standings(
     blocks = {
         name: RowBlock.from_packed(view, values) for (name, view), values in zip(views.items(), packed, strict=True)
     }
-    made_us = CREATED_EPOCH_US + max_seq
-    known = np.array([key not in pending for key in keys], np.bool_)
-    for block in blocks.values():
-        known &= block.present & (block.as_of_ms <= others.described_ms) & (block.created_us <= made_us)
     totals = np.stack([blocks[view].int64(name)[0] for view, name in STANDING])
+    complete = np.array([key not in pending for key in keys], np.bool_)
+    for block in blocks.values():
+        complete &= block.created_us <= CREATED_EPOCH_US + max_seq
+    known = complete | (totals[SENT_COUNT] + totals[RECEIVED_COUNT] > hub_payments)
+    for block in blocks.values():
+        known &= block.present & (block.as_of_ms <= others.described_ms)
     told = np.flatnonzero(known)
     return known, Standings(account_ids=[others.account_ids[at] for at in told.tolist()], totals=totals[:, told])
 

@@ -18,6 +18,7 @@ from graph_features.neighbours import NEIGHBOURS
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings
 from graph_features.sources.base import RecordStore
+from graph_features.standings import HUB_PAYMENTS
 from graph_features.stores.base import OnlineStore
 
 KeysByEntity = Mapping[str, Sequence[EntityKey]]
@@ -46,12 +47,13 @@ def latest_rows(
     settings: FeatureSettings,
     covered: CoveredByView | None = None,
     online: OnlineStore | None = None,
+    hub_payments: int = HUB_PAYMENTS,
 ) -> OnDemandResult:
     """Compute the newest row before `before_ms` of every key in every event view of its entity.
 
     Reads the payments of the accounts (for a pair, of its sender) and, where the neighbours view is asked for, those of
-    the counterparties in its rows, as far as their own rows in `online` do not tell enough. `covered`, per view name,
-    is that of `batch.latest_rows`. Errors of the stores are raised.
+    the counterparties in its rows, as far as their own rows in `online` do not tell enough (see `with_counterparties`).
+    `covered`, per view name, is that of `batch.latest_rows`. Errors of the stores are raised.
     """
     accounts = sorted({key[0] for keys in keys_by_entity.values() for key in keys})
     own = records.read_accounts(accounts, before_ms=before_ms)
@@ -64,7 +66,9 @@ def latest_rows(
         known = edges
         if view.name == NEIGHBOURS.name and keys:
             others = wanted.counterparties(edges, keys, besides=accounts)
-            known = with_counterparties(edges, own, others, records, online, before_ms=before_ms)
+            known = with_counterparties(
+                edges, own, others, records, online, before_ms=before_ms, hub_payments=hub_payments
+            )
         parts = list(wanted.rows(known, keys, failed))
         tables[view.name] = pa.concat_tables([view.arrow_schema.empty_table(), *parts])
     return OnDemandResult(

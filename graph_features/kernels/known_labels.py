@@ -69,11 +69,14 @@ def last_change_of(kind: int, before: int, first: int, latest: Any, slots: Any, 
 
 
 @compiled
-def sweep_labels(t: LabelTimeline, group: Any, as_of_ms: Any, lengths_ms: Any) -> tuple[Any, Any, Any, Any, Any]:
+def sweep_labels(
+    t: LabelTimeline, group: Any, as_of_ms: Any, lengths_ms: Any, grains_ms: Any
+) -> tuple[Any, Any, Any, Any, Any]:
     """Return what is known of labels for queries sorted by (group, as_of).
 
     - counts (2, n): payments whose latest known label is genuine, fraud;
-    - window counts (2, windows, n): those whose label became known within the window before as_of;
+    - window counts (2, windows, n): those whose label became known within the window, which begins as in
+      `sweep_windows`;
     - last (4, n): time of the last genuine and the last fraudulent payment, then when the last label of each kind
       became known; 0 where the count is 0;
     - run (3, n): kind of the newest labelled payment (-1 if none), number of labelled payments since the kind last
@@ -145,7 +148,8 @@ def sweep_labels(t: LabelTimeline, group: Any, as_of_ms: Any, lengths_ms: Any) -
             ordinary += kind * t.slot_ordinary[base + slot]
             change += 1
         for w in range(n_windows):
-            while evicted[w] < change and t.change_ts_ms[evicted[w]] < as_of - lengths_ms[w]:
+            start = (as_of - lengths_ms[w]) // grains_ms[w] * grains_ms[w]
+            while evicted[w] < change and t.change_ts_ms[evicted[w]] < start:
                 if latest[t.change_slot[evicted[w]]] == evicted[w]:
                     windows[t.change_fraud[evicted[w]], w] -= 1
                 evicted[w] += 1

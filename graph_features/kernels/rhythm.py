@@ -1,4 +1,4 @@
-"""When payments happen: first, last, gaps between them, busiest hour and weekday, counts in windows."""
+"""When payments happen: how many, first, last, gaps between them, busiest hour and weekday."""
 
 from __future__ import annotations
 
@@ -68,16 +68,14 @@ def relink(at: int, into: bool, ts: Any, before: Any, after: Any, ends: Any, squ
 
 
 @compiled
-def sweep_rhythm(
-    t: Timeline, group: Any, as_of_ms: Any, lengths_ms: Any, completed: int
-) -> tuple[Any, Any, Any, Any, Any, Any]:
-    """Return (count (windows, n), first, last, gap deviations in ms^2, hour, weekday).
+def sweep_rhythm(t: Timeline, group: Any, as_of_ms: Any, completed: int) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """Return (count, first, last, gap deviations in ms^2, hour, weekday), n of each.
 
-    Queries are sorted by (group, as_of). Windows as in `sweep_windows`; the last of `lengths_ms` must be all time
-    (negative). Where its count is 0 the other values mean nothing, where it is below 2 there is no gap.
+    Queries are sorted by (group, as_of). Where the count is 0 the other values mean nothing, where it is below 2 there
+    is no gap.
     """
-    n, n_windows = len(group), len(lengths_ms)
-    out_count = np.zeros((n_windows, n), np.int64)
+    n = len(group)
+    out_count = np.zeros(n, np.int64)
     out_first = np.zeros(n, np.int64)
     out_last = np.zeros(n, np.int64)
     out_deviations = np.zeros(n, np.float64)
@@ -95,10 +93,8 @@ def sweep_rhythm(
     squares = np.empty(2, np.uint64)
     hours = np.empty(24, np.int64)
     weekdays = np.empty(7, np.int64)
-    count = np.empty(n_windows, np.int64)
-    evicted = np.empty(n_windows, np.int64)
 
-    current, base, degree, added, change, last_change = -1, 0, 0, 0, 0, 0
+    current, base, degree, added, count, change, last_change = -1, 0, 0, 0, 0, 0, 0
     ts = t.ts_ms
     for i in range(n):
         g = group[i]
@@ -114,9 +110,7 @@ def sweep_rhythm(
             squares[:] = np.uint64(0)
             hours[:] = 0
             weekdays[:] = 0
-            count[:] = 0
-            evicted[:] = 0
-            added, change, last_change = 0, t.change_offsets[g], t.change_offsets[g + 1]
+            added, count, change, last_change = 0, 0, t.change_offsets[g], t.change_offsets[g + 1]
         as_of = as_of_ms[i]
         while change < last_change and t.change_ts_ms[change] < as_of:
             at = t.change_at[change]
@@ -137,9 +131,7 @@ def sweep_rhythm(
             step = 1 if counts else -1
             hours[ts[at] // HOUR_MS % 24] += step
             weekdays[(ts[at] // DAY_MS + EPOCH_WEEKDAY) % 7] += step
-            for w in range(n_windows):
-                if at >= evicted[w]:
-                    count[w] += step
+            count += step
         while added < degree and ts[added] < as_of:
             if counts_now[added]:
                 before[added] = ends[1]
@@ -149,17 +141,10 @@ def sweep_rhythm(
                 weekdays[(ts[added] // DAY_MS + EPOCH_WEEKDAY) % 7] += 1
                 count += 1
             added += 1
-        for w in range(n_windows):
-            if lengths_ms[w] >= 0:
-                while evicted[w] < added and ts[evicted[w]] < as_of - lengths_ms[w]:
-                    if counts_now[evicted[w]]:
-                        count[w] -= 1
-                    evicted[w] += 1
-            out_count[w, i] = count[w]
-        payments = count[n_windows - 1]
-        if payments > 0:
+        out_count[i] = count
+        if count > 0:
             out_first[i], out_last[i] = ts[ends[0]], ts[ends[1]]
             out_hour[i], out_weekday[i] = most_frequent(hours), most_frequent(weekdays)
-        if payments > 1:
-            out_deviations[i] = squared_deviations(payments - 1, out_last[i] - out_first[i], squares[0], squares[1])
+        if count > 1:
+            out_deviations[i] = squared_deviations(count - 1, out_last[i] - out_first[i], squares[0], squares[1])
     return out_count, out_first, out_last, out_deviations, out_hour, out_weekday

@@ -16,6 +16,7 @@ from graph_features.errors import FeatureComputationError
 from graph_features.histogram import HISTOGRAM_BINS, histogram_bin
 from graph_features.kernels.timeline import COMPLETED, Side, grouping, pair_index, read_only, timeline
 from graph_features.rows import ListColumn
+from graph_features.window_spec import Window
 
 if TYPE_CHECKING:
     from graph_features.kernels.known_labels import LabelTimeline
@@ -51,6 +52,13 @@ class Queries:
         """Put results, queries along the last axis, back into the callers' order."""
         return result if self.back is None else result[..., self.back]  # type: ignore[return-value]
 
+    def restore_lists(self, offsets: Int64, values: npt.NDArray[Any]) -> ListColumn:
+        """Do the same with a list of 8-byte numbers per query."""
+        if self.back is None:
+            return ListColumn(offsets=offsets, values=values)
+        rows = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values)).take(self.back)
+        return ListColumn(offsets=rows.offsets.to_numpy(), values=rows.values.to_numpy(zero_copy_only=False))
+
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSums:
@@ -81,11 +89,11 @@ def window_sums(
     side: Side,
     group: npt.NDArray[Any],
     as_of_ms: Int64,
-    lengths_ms: Sequence[int | None],
+    windows: Sequence[Window | None],
     *,
     distinct: bool = False,
 ) -> WindowSums:
-    """Sum up the payments of each group in each look-back window before as_of; None is all time.
+    """Sum up the payments of each group in each window before as_of; None is all time.
 
     `distinct` also counts counterparties, for the sent and received sides. Raises FeatureComputationError for groups
     whose sums do not fit 64 bits.
@@ -99,16 +107,19 @@ def window_sums(
     if distinct:
         pairs = pair_index(edges)
         other, seen_rows = pairs.of_edge[payments.edge], len(pairs.key)
-    seen = np.zeros((seen_rows, len(lengths_ms)), np.int32)
+    seen = np.zeros((seen_rows, len(windows)), np.int32)
     results = sweep_windows(
-        payments, read_only(other), seen, queries.group, queries.as_of_ms, _lengths(lengths_ms), COMPLETED
+        payments, read_only(other), seen, queries.group, queries.as_of_ms, *_spans(windows), COMPLETED
     )
     count, total, largest, deviations, met = (queries.restore(result) for result in results)
     return WindowSums(count=count, total=total, largest=largest, deviations=deviations, distinct=met)
 
 
-def _lengths(lengths_ms: Sequence[int | None]) -> Int64:
-    return read_only(np.array([-1 if length is None else length for length in lengths_ms], np.int64))
+def _spans(windows: Sequence[Window | None]) -> tuple[Int64, Int64]:
+    """Lengths (-1 for all time) and grains in milliseconds."""
+    lengths_ms = [-1 if window is None or window.length_ms is None else window.length_ms for window in windows]
+    grains_ms = [1 if window is None else window.grain_ms for window in windows]
+    return read_only(np.array(lengths_ms, np.int64)), read_only(np.array(grains_ms, np.int64))
 
 
 def check_sums(edges: EdgeTable, side: Side, group: npt.NDArray[Any]) -> None:
@@ -136,12 +147,11 @@ def _group_name(edges: EdgeTable, side: Side, group: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Rhythm:
-    """When payments happen. `count` is (windows, n), `total_count` of all time; gap deviations are in ms squared.
+    """When payments happen, one value per query; gap deviations are in ms squared.
 
     Where the count is 0 the other values mean nothing.
     """
 
-    count: Int64
     total_count: Int64
     first_ms: Int64
     last_ms: Int64
@@ -150,20 +160,15 @@ class Rhythm:
     weekday: Int64
 
 
-def rhythm(
-    edges: EdgeTable, side: Side, group: npt.NDArray[Any], as_of_ms: Int64, lengths_ms: Sequence[int] = ()
-) -> Rhythm:
-    """Describe the times of each group's payments before as_of, with counts in the windows and of all time."""
+def rhythm(edges: EdgeTable, side: Side, group: npt.NDArray[Any], as_of_ms: Int64) -> Rhythm:
+    """Describe the times of each group's payments before as_of."""
     from graph_features.kernels.rhythm import sweep_rhythm
 
     queries = Queries.of(group, as_of_ms)
-    results = sweep_rhythm(
-        timeline(edges, side), queries.group, queries.as_of_ms, _lengths((*lengths_ms, None)), COMPLETED
-    )
+    results = sweep_rhythm(timeline(edges, side), queries.group, queries.as_of_ms, COMPLETED)
     count, first, last, deviations, hour, weekday = (queries.restore(result) for result in results)
     return Rhythm(
-        count=count,
-        total_count=count[-1],
+        total_count=count,
         first_ms=first,
         last_ms=last,
         gap_deviations=deviations,
@@ -211,10 +216,7 @@ def amount_histogram(edges: EdgeTable, side: Side, group: npt.NDArray[Any], as_o
     payments = timeline(edges, side)
     bin_of = edges.memo(("bins", side), lambda: read_only(histogram_bin(payments.amount)))
     offsets, values = sweep_bins(payments, bin_of, HISTOGRAM_BINS, queries.group, queries.as_of_ms, COMPLETED)
-    if queries.back is None:
-        return ListColumn(offsets=offsets, values=values)
-    rows = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int64())).take(queries.back)
-    return ListColumn(offsets=rows.offsets.to_numpy(), values=rows.values.to_numpy(zero_copy_only=False))
+    return queries.restore_lists(offsets, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,17 +234,17 @@ class LabelState:
 
 
 def label_state(
-    labels: LabelTimeline, group: npt.NDArray[Any], as_of_ms: Int64, lengths_ms: Sequence[int]
+    labels: LabelTimeline, group: npt.NDArray[Any], as_of_ms: Int64, windows: Sequence[Window]
 ) -> LabelState:
     """Describe the labels of each group's payments that were known before as_of."""
     from graph_features.kernels.known_labels import sweep_labels
 
     queries = Queries.of(group, as_of_ms)
-    results = sweep_labels(labels, queries.group, queries.as_of_ms, _lengths(lengths_ms))
-    count, windows, last, run, ordinary = (queries.restore(result) for result in results)
+    results = sweep_labels(labels, queries.group, queries.as_of_ms, *_spans(windows))
+    count, window_count, last, run, ordinary = (queries.restore(result) for result in results)
     return LabelState(
         count=count,
-        window_count=windows,
+        window_count=window_count,
         last_ms=last[:2],
         last_known_ms=last[2:],
         run_kind=run[0],

@@ -75,13 +75,13 @@ def meet(w: int, other: Any, step: int, seen: Any, distinct: Any) -> None:
 
 @compiled
 def sweep_windows(
-    t: Timeline, other: Any, seen: Any, group: Any, as_of_ms: Any, lengths_ms: Any, completed: int
+    t: Timeline, other: Any, seen: Any, group: Any, as_of_ms: Any, lengths_ms: Any, grains_ms: Any, completed: int
 ) -> tuple[Any, Any, Any, Any, Any]:
     """Return (count, total, largest, deviations, distinct), each (windows, n), for queries sorted by (group, as_of).
 
-    A window of length L holds payments with as_of - L <= ts < as_of whose latest status known before as_of is
-    completed; L < 0 is all time. `other` names the counterparty of each entry in `seen`, zeros of (counterparties,
-    windows); where it is empty nothing is counted distinct. A group of -1 has no payments.
+    A window of length L and grain G holds payments with (as_of - L) // G * G <= ts < as_of whose latest status known
+    before as_of is completed; L < 0 is all time. `other` names the counterparty of each entry in `seen`, zeros of
+    (counterparties, windows); where it is empty nothing is counted distinct. A group of -1 has no payments.
     """
     n, n_windows = len(group), len(lengths_ms)
     out_count = np.zeros((n_windows, n), np.int64)
@@ -157,7 +157,7 @@ def sweep_windows(
             added += 1
         for w in range(n_windows):
             if lengths_ms[w] >= 0:
-                start = as_of - lengths_ms[w]
+                start = (as_of - lengths_ms[w]) // grains_ms[w] * grains_ms[w]
                 while evicted[w] < added and t.ts_ms[base + evicted[w]] < start:
                     if counts_now[evicted[w]]:
                         leave(w, t.amount[base + evicted[w]], count, total, squares)

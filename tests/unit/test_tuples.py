@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from graph_features.catalog import catalog
 from graph_features.clock import DAY_MS
-from graph_features.input_spec import InputSpec
+from graph_features.errors import SchemaMismatchError
+from graph_features.finish import finish
+from graph_features.input_spec import InputSpec, is_finished
 from graph_features.neighbour_spec import NEIGHBOUR_PROFILE, NEIGHBOUR_PROFILE_SIZE
 from graph_features.schema import Cadence, DType, ViewSchema
 from graph_features.settings import FeatureSettings
@@ -28,6 +30,7 @@ NOW_MS = 1_700_000_000_000
 PAYMENTS = 12
 NEIGHBOURS = 3
 AS_OF_AGO_MS = 3_600_000
+AS_OF_MINUTE = (NOW_MS - AS_OF_AGO_MS) // 60_000
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,13 @@ def _values(generator: np.random.Generator, dtype: DType, name: str) -> Any:
         return generator.integers(0, 2, 4).tolist()
     if name == "neighbour_profile":
         return generator.random(4 * NEIGHBOUR_PROFILE_SIZE).tolist()
+    if name.endswith("label_buckets"):
+        return [AS_OF_MINUTE - 4_000, 3, int(generator.integers(0, 3)), AS_OF_MINUTE - 60, 0, 1]
+    if name.endswith("_buckets"):
+        first, second = generator.integers(1, 10**6, 2).tolist()
+        return [AS_OF_MINUTE - 12_000, 2, first + second, 1, AS_OF_MINUTE - 60, 1, second, 1]
+    if name.endswith(("_maxima", "_deviations")):  # of the one bucket of two
+        return [int(generator.integers(1, 10**6))]
     if name.endswith("_histogram"):
         return [20, 5, 40, 5]
     if dtype is DType.TIMESTAMP:
@@ -213,15 +223,83 @@ def test_neighbour_edges_by_hand(spec: InputSpec, built: InputTuples, payments: 
 def test_amounts_against_history(spec: InputSpec, built: InputTuples, payments: TransactionColumns) -> None:
     """Ratio, deviation and percentile compare the amount with the right side's own columns."""
     table = _tables(spec)["account_activity"]
-    mean = table["received_amount_mean_7d"].to_numpy()[PAYMENTS:]
-    std = table["received_amount_std_7d"].to_numpy()[PAYMENTS:]
+    mean = table["received_amount_mean_all"].to_numpy()[PAYMENTS:]
+    std = table["received_amount_std_all"].to_numpy()[PAYMENTS:]
     names = spec.transaction_names
-    ratio = built.transaction_x[:, names.index("amount_over_receiver_mean_7d")]
-    deviation = built.transaction_x[:, names.index("amount_deviation_receiver_7d")]
+    ratio = built.transaction_x[:, names.index("amount_over_receiver_mean_all")]
+    deviation = built.transaction_x[:, names.index("amount_deviation_receiver_all")]
     np.testing.assert_allclose(ratio, payments.amount / mean, rtol=1e-5)
     np.testing.assert_allclose(deviation, (payments.amount - mean) / std, rtol=1e-5)
     rank = built.transaction_x[:, names.index("amount_percentile_sender")]
     assert set(rank.tolist()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+
+
+def _finished(spec: InputSpec, payments: TransactionColumns) -> dict[str, Any]:
+    table = _tables(spec)["account_windows"]
+    block = RowBlock.from_arrow(spec.view("account_windows"), table)
+    features = finish(block, np.concatenate([payments.event_ms, payments.event_ms])).features
+    return {f"{view}:{name}": features[view][name] for view in features for name in features[view]}
+
+
+def test_windows_are_those_of_the_payment(spec: InputSpec, built: InputTuples, payments: TransactionColumns) -> None:
+    """Windowed inputs come from the buckets, at the payment's instant, whatever the other views' rows say."""
+    for name, values in _finished(spec, payments).items():
+        column = spec.account.index(name)
+        np.testing.assert_array_equal(built.sender_x[:, column], values[:PAYMENTS].astype(np.float32), name)
+        np.testing.assert_array_equal(built.receiver_x[:, column], values[PAYMENTS:].astype(np.float32), name)
+
+
+def test_windows_go_on_between_events(spec: InputSpec, payments: TransactionColumns) -> None:
+    """The same rows, read for later payments, show fewer and fewer payments in the windows."""
+    blocks, column = _from_arrow(spec, _tables(spec)), spec.account.index("account_activity:sent_count_7d")
+    counts = [
+        build_tuples(spec, replace(payments, event_ms=payments.event_ms + days * DAY_MS), blocks).sender_x[:, column]
+        for days in (0, 5, 8)
+    ]
+    np.testing.assert_array_equal(counts, [[1] * PAYMENTS, [1] * PAYMENTS, [0] * PAYMENTS])
+
+
+def test_amounts_against_windows_of_the_payment(
+    spec: InputSpec, built: InputTuples, payments: TransactionColumns
+) -> None:
+    """Ratio and deviation over a window compare with that window at the payment's instant."""
+    finished, names = _finished(spec, payments), spec.transaction_names
+    mean = finished["account_activity:received_amount_mean_30d"][PAYMENTS:]
+    std = finished["account_activity:received_amount_std_30d"][PAYMENTS:]
+    ratio = built.transaction_x[:, names.index("amount_over_receiver_mean_30d")]
+    deviation = built.transaction_x[:, names.index("amount_deviation_receiver_30d")]
+    np.testing.assert_allclose(ratio, payments.amount / mean, rtol=1e-6)
+    np.testing.assert_allclose(deviation, (payments.amount - mean) / std, rtol=1e-6)
+
+
+def test_windows_follow_their_own_row(spec: InputSpec, payments: TransactionColumns, built: InputTuples) -> None:
+    """Where the buckets are unknown the windows are null and nothing else is; where they never were, they are empty."""
+    blocks = _from_arrow(spec, _tables(spec))
+    view = spec.view("account_windows")
+    moving = np.array([is_finished(*name.split(":")) for name in spec.account])
+    late = blocks.accounts[view.name]
+    late = replace(late, columns=replace(late.columns, as_of_ms=late.as_of_ms + DAY_MS))
+    unknown = build_tuples(spec, payments, replace(blocks, accounts={**blocks.accounts, view.name: late}))
+    assert np.isnan(unknown.sender_x[:, moving]).all()
+    np.testing.assert_array_equal(unknown.sender_x[:, ~moving], built.sender_x[:, ~moving])
+    history = [name.endswith(("_1h", "_1d", "_7d", "_30d")) for name in spec.transaction_names]
+    assert np.isnan(unknown.transaction_x[:, history]).all()
+    np.testing.assert_array_equal(
+        unknown.transaction_x[:, np.logical_not(history)], built.transaction_x[:, np.logical_not(history)]
+    )
+    none = RowBlock.from_packed(view, [None] * (2 * PAYMENTS))
+    never = build_tuples(spec, payments, replace(blocks, accounts={**blocks.accounts, view.name: none}))
+    assert (never.sender_x[:, spec.account.index("account_activity:sent_count_7d")] == 0).all()
+    assert np.isnan(never.sender_x[:, spec.account.index("account_activity:sent_amount_mean_7d")]).all()
+    np.testing.assert_array_equal(never.sender_x[:, ~moving], built.sender_x[:, ~moving])
+
+
+def test_windows_without_their_buckets_are_refused() -> None:
+    """A model cannot be made to read windowed features without the view that they are finished from."""
+    with pytest.raises(SchemaMismatchError, match="account_activity without view account_windows"):
+        InputSpec.derive(
+            [catalog().schema("account_activity")], feature_hash="", profile=NEIGHBOUR_PROFILE, neighbours=NEIGHBOURS
+        )
 
 
 def test_spec_survives_json(spec: InputSpec) -> None:
@@ -245,7 +323,16 @@ def test_tuples_do_not_depend_on_the_batch(rows: int, seed: int) -> None:
     """Payments built together equal payments built one by one."""
     views = catalog()
     spec = InputSpec.derive(
-        [views.schema("account_neighbours"), views.schema("account_activity"), views.schema("pair_history")],
+        [
+            views.schema(name)
+            for name in (
+                "account_neighbours",
+                "account_activity",
+                "account_exposure",
+                "account_windows",
+                "pair_history",
+            )
+        ],
         feature_hash="",
         profile=NEIGHBOUR_PROFILE,
         neighbours=NEIGHBOURS,

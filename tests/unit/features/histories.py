@@ -185,8 +185,17 @@ def _only(records: Records, ids: Iterable[str], before_ms: int) -> Records:
 
 # Offsets around the ends of the windows, so that payments lie just inside and just outside of them, and often tie.
 _OFFSETS = [days * DAY_MS + hours * HOUR_MS + ms for days in (0, 1, 7, 30) for hours in (0, 1) for ms in (-1, 0, 1)]
+
+# Likewise around whole minutes, hours and days, where windows begin.
+_rounded = st.builds(
+    lambda ms, grain, step: ms // grain * grain + step,
+    st.integers(START_MS + DAY_MS, START_MS + SPAN_MS),
+    st.sampled_from([HOUR_MS // 60, HOUR_MS, DAY_MS]),
+    st.integers(-1, 1),
+)
 instants = st.one_of(
     st.sampled_from([START_MS + max(offset, 0) for offset in _OFFSETS]),
+    _rounded,
     st.integers(START_MS, START_MS + SPAN_MS),
 )
 _AMOUNTS = [1, 100, 1_000, 9_499, 9_500, 9_999, 10_000, 47_500, 50_000, 10**15 - 1, 10**15]

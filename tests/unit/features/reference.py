@@ -13,8 +13,32 @@ from graph_features.clock import DAY_MS, HOUR_MS
 from graph_features.histogram import HISTOGRAM_EDGES
 from graph_features.settings import FeatureSettings
 
-WINDOWS = {"1h": HOUR_MS, "1d": DAY_MS, "7d": 7 * DAY_MS, "30d": 30 * DAY_MS, "all": None}
+MINUTE_MS = 60_000
+WINDOWS = {
+    "1h": (HOUR_MS, MINUTE_MS),
+    "1d": (DAY_MS, HOUR_MS),
+    "7d": (7 * DAY_MS, HOUR_MS),
+    "30d": (30 * DAY_MS, DAY_MS),
+    "all": None,
+}
 NEWEST = 16
+
+
+def begins(window: str, as_of: int) -> int:
+    """First instant of a window before as_of: a whole number of its grain since 1970."""
+    if WINDOWS[window] is None:
+        return -1
+    length, grain = WINDOWS[window]
+    return (as_of - length) // grain * grain
+
+
+def bucket(ts: int, as_of: int, *windows: str) -> int | None:
+    """Minute at which the bucket begins that an item is kept in: of the grain of the first window that holds it."""
+    for window in windows:
+        if ts >= begins(window, as_of):
+            grain = WINDOWS[window][1]
+            return ts // grain * grain // MINUTE_MS
+    return None
 
 
 class Reference:
@@ -68,8 +92,8 @@ class Reference:
         row: dict[str, Any] = {}
         for side in ("sent", "received"):
             counting = self.counting(account, as_of, side)
-            for name, length in WINDOWS.items():
-                inside = [p for p in counting if length is None or p.ts_ms >= as_of - length]
+            for name in WINDOWS:
+                inside = [p for p in counting if p.ts_ms >= begins(name, as_of)]
                 found = [p.amount for p in inside]
                 row[f"{side}_count_{name}"] = len(found)
                 row[f"{side}_amount_sum_{name}"] = sum(found)
@@ -81,6 +105,8 @@ class Reference:
                     row[f"unique_{'receivers' if side == 'sent' else 'senders'}_{name}"] = len(others)
         for name in ("7d", "all"):
             row[f"net_flow_{name}"] = row[f"received_amount_sum_{name}"] - row[f"sent_amount_sum_{name}"]
+        for name in ("1d", "7d", "30d"):
+            row[f"transaction_count_{name}"] = row[f"sent_count_{name}"] + row[f"received_count_{name}"]
         return row | self.rhythm(account, as_of)
 
     def rhythm(self, account: str, as_of: int) -> dict[str, Any]:
@@ -88,11 +114,7 @@ class Reference:
         gaps = [(later - earlier) / 1000 for earlier, later in itertools.pairwise(times)]
         moments = [datetime.fromtimestamp(ts / 1000, UTC) for ts in times]
         span_days = (times[-1] - times[0]) / DAY_MS if times else 0
-        row: dict[str, Any] = {
-            f"transaction_count_{name}": sum(ts >= as_of - WINDOWS[name] for ts in times)
-            for name in ("1d", "7d", "30d")
-        }
-        return row | {
+        return {
             "transaction_frequency": len(times) / span_days if span_days else None,
             "transaction_gap_mean_all": mean(gaps),
             "transaction_gap_variance_all": variance([b - a for a, b in itertools.pairwise(times)], 10**6),
@@ -149,8 +171,7 @@ class Reference:
         known = [(p, *label) for p in self.made(account, as_of, side) if (label := self.label(p, as_of))]
         row: dict[str, Any] = {}
         for name in ("1d", "7d", "30d", "all"):
-            length = WINDOWS[name]
-            inside = [party is not None for _, at, party in known if length is None or at >= as_of - length]
+            inside = [party is not None for _, at, party in known if at >= begins(name, as_of)]
             row[f"known_fraud_count_{name}"] = sum(inside)
             row[f"known_fraud_ratio_{name}"] = mean(inside)
             if name == "all":
@@ -174,6 +195,35 @@ class Reference:
     def ordinary(self, account: str, payment: Any, side: str) -> bool:
         past = [p.amount for p in self.counting(account, payment.ts_ms, side)]
         return len(past) < 2 or payment.amount <= mean(past) + 2 * std(past)
+
+    def account_windows(self, account: str, as_of: int) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        for side in ("sent", "received"):
+            row |= {f"{side}_{name}": value for name, value in self.buckets(account, as_of, side).items()}
+        return row
+
+    def buckets(self, account: str, as_of: int, side: str) -> dict[str, list[Any]]:
+        inside: dict[int, list[int]] = {}
+        last: dict[str, int | None] = {}
+        for p in self.counting(account, as_of, side):
+            start = bucket(p.ts_ms, as_of, "1h", "7d", "30d")
+            last[p.receiver if side == "sent" else p.sender] = start
+            if start is not None:
+                inside.setdefault(start, []).append(p.amount)
+        many = [found for found in inside.values() if len(found) > 1]
+        known: dict[int, list[int]] = {}
+        for p in self.made(account, as_of, side):
+            if label := self.label(p, as_of):
+                start = bucket(label[0], as_of, "7d", "30d")
+                if start is not None:
+                    known.setdefault(start, [0, 0])[label[1] is not None] += 1
+        others = list(last.values())
+        return {
+            "buckets": [x for at, found in inside.items() for x in (at, len(found), sum(found), others.count(at))],
+            "bucket_amount_maxima": [max(found) for found in many],
+            "bucket_amount_deviations": [variance(found) * (len(found) - 1) for found in many],
+            "label_buckets": [value for start in sorted(known) for value in (start, *known[start])],
+        }
 
     def account_neighbours(self, account: str, as_of: int) -> dict[str, Any]:
         newest = self.counting(account, as_of, "either")[::-1][:NEWEST]

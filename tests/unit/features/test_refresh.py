@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -258,6 +259,44 @@ def test_named_keys_are_refreshed_pending_or_not(busy: House) -> None:
     assert ("b", "c") not in busy.online.marks
     assert ("b",) in busy.online.marks
     assert report.rows["account_activity"] == 1, "not pending: its past is known to be there"
+
+
+def test_hubs_are_left_to_the_batch(busy: House, stories: Any) -> None:
+    """Above the limit an account named among few keys stays pending and says why; with all pending it is done."""
+    busy.refresh()
+    late = stories.Payment(id="late", ts_ms=stories.START_MS + 60_000, sender="b", receiver="a")
+    busy.arrive(stories.History(payments=(late,)))
+    keys = sorted(busy.online.marks)
+    assert keys == [("a",), ("b",), ("b", "a")]
+    report = busy.refresh(keys, hub_payments=5)
+    assert report.failed.keys() == {("b",), ("b", "a")} == busy.online.marks.keys()
+    assert all("more than 5 payments" in reason for reason in report.failed.values())
+    stale, fresh = (busy.online.rows[("account_activity", (name,))] for name in "ba")
+    assert fresh["received_count_all"] == 1
+    assert stale["event_timestamp"] < fresh["event_timestamp"]
+    assert busy.refresh(hub_payments=5).failed == {}
+    assert busy.online.marks == {}
+    assert busy.online.rows[("account_activity", ("b",))]["sent_count_all"] == 4
+
+
+def test_a_pending_hub_is_described_by_its_last_rows(busy: House, stories: Any) -> None:
+    """A counterparty above the limit is not read however many payments it has: its profile is that of its rows."""
+    busy.refresh()
+    late = stories.Payment(id="late", ts_ms=stories.START_MS + 60_000, sender="b", receiver="a")
+    busy.arrive(stories.History(payments=(late,)))
+    read: list[list[str]] = []
+    plain = busy.records.read_accounts
+
+    def noting(account_ids: Sequence[str], *, before_ms: int) -> Any:
+        read.append(list(account_ids))
+        return plain(account_ids, before_ms=before_ms)
+
+    busy.records.read_accounts = noting
+    busy.refresh([("a",)], hub_payments=5)
+    assert read == [["a"]]
+    row = busy.online.rows[("account_neighbours", ("a",))]
+    assert row["neighbour_ids"][0] == "b"
+    assert row["neighbour_profile"][0] == math.log1p(3), "payments that b sent, without the last"
 
 
 def test_accounts_that_cannot_be_computed_keep_their_mark(busy: House, stories: Any) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,11 +22,16 @@ from graph_features.settings import FeatureSettings
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """Payments (sender, receiver, ts_ms) with statuses (payment, status, ts_ms) and labels (payment, party, ts_ms)."""
+    """Payments (sender, receiver, ts_ms) with statuses (payment, status, ts_ms) and labels (payment, party, ts_ms).
+
+    `columns` gives payments other values than the usual ones, `arrival` the order in which rows are handed over.
+    """
 
     payments: Sequence[tuple[str, str, int]]
     statuses: Sequence[tuple[int, str, int]] = field(default_factory=tuple)
     labels: Sequence[tuple[int, str | None, int]] = field(default_factory=tuple)
+    columns: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    arrival: Sequence[int] = field(default_factory=tuple)
 
     def edges(self) -> EdgeTable:
         transactions = [
@@ -36,6 +45,7 @@ class History:
                 "amount": 100,
                 "currency": "EUR",
                 "amount_base": 100,
+                **(self.columns[position] if position < len(self.columns) else {}),
             }
             for position, (sender, receiver, ts_ms) in enumerate(self.payments)
         ]
@@ -53,6 +63,7 @@ class History:
             }
             for i, (payment, party, ts_ms) in enumerate(self.labels)
         ]
+        transactions = [transactions[position] for position in self.arrival] or transactions
         return EdgeTable.from_arrow(
             pa.Table.from_pylist(transactions, STORED_TRANSACTION_SCHEMA),
             pa.Table.from_pylist(statuses, STORED_STATUS_SCHEMA),
@@ -92,3 +103,14 @@ def _by_account(edges: EdgeTable, as_of_ms: int, feature: Callable[[AccountRows]
 def by_account() -> Callable[..., dict[str, Any]]:
     """One feature's values per account id; masked integers are None, NaN stays."""
     return _by_account
+
+
+@pytest.fixture(scope="session")
+def ring_stories() -> ModuleType:
+    """The module ring_stories.py: stories with rings in them, and the slow answers."""
+    spec = importlib.util.spec_from_file_location("ringfence_ring_stories", Path(__file__).with_name("ring_stories.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -194,9 +194,13 @@ def test_sampled_betweenness_and_closeness_are_near_the_exact(big: Any) -> None:
 
 def test_alpha_stays_below_the_radius(big: Any) -> None:
     """The eigenvalue that bounds Katz' alpha must be that of the undirected projection."""
-    largest = spectral.largest_eigenvalue(big.together)
     dense = big.together.pattern().toarray()
-    assert largest == pytest.approx(np.linalg.eigvalsh(dense).max(), rel=1e-6)
+    exact = np.linalg.eigvalsh(dense).max()
+    everyone = np.ones(big.n_nodes, np.bool_)
+    inside, vector = spectral.leading(big.together, everyone)
+    assert spectral.largest_eigenvalue(big.together, everyone, inside) == pytest.approx(exact, rel=1e-12)
+    assert dense @ vector == pytest.approx(exact * vector, abs=1e-9)
+    assert spectral.largest_eigenvalue(big.together, ~everyone, 0.0) == pytest.approx(exact, rel=1e-12)
 
 
 def test_a_second_run_gives_the_same_bits(history: Any, rows_at: Any) -> None:
