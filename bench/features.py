@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -123,6 +124,7 @@ def main() -> None:
         n_accounts=arguments.accounts, n_payments=arguments.payments, days=arguments.days, seed=arguments.seed
     )
     found: list[Figure] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the home is removed all the same
     with guarded_home() as home:
         bench = Bench(payments, home)
         note("compiling")

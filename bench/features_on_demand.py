@@ -33,7 +33,7 @@ from graph_features.stores.sqlite import SqliteOnlineStore
 
 SIZES = (1, 100, 1000)
 CALLS = {1: 300, 100: 60, 1000: 20}
-LIMIT_S = 15.0
+LIMIT_S = 6.0
 BATCH_ROWS = 50_000
 NEIGHBOURS = 20
 

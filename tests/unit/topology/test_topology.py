@@ -76,7 +76,7 @@ def expected(graph: nx.DiGraph) -> dict[str, dict[str, float]]:
     }
 
 
-@examples
+@settings(examples, max_examples=200)
 @given(paid=payments, status=failures)
 def test_every_measure_equals_networkx(paid: Any, status: Any, history: Any, rows_at: Any) -> None:
     """All measures but the community (a heuristic) must equal NetworkX to 1e-6 on any small multigraph."""
