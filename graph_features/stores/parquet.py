@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,5 +205,9 @@ def _sweep(folder: Path, manifest: Manifest) -> None:
     before = time.time() - RETIRED_AFTER_S
     live = {part.file for part in manifest.parts}
     for path in folder.iterdir():
-        if path.suffix in (".parquet", ".tmp") and path.name not in live and path.stat().st_mtime < before:
-            path.unlink(missing_ok=True)
+        if path.suffix not in (".parquet", ".tmp") or path.name in live:
+            continue
+        # Another writer's temporary file may get its final name, or be swept by somebody else, at any moment.
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < before:
+                path.unlink()

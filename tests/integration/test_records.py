@@ -520,7 +520,7 @@ def test_postgres_connections_that_were_cut_are_replaced(postgres_settings: Post
     with psycopg.connect(**postgres_settings.conninfo(), autocommit=True) as admin:  # type: ignore[arg-type]
         admin.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
         )
     assert records.max_seq() == 1
     records.close()

@@ -347,7 +347,7 @@ class TestPostgres:
             with psycopg.connect(**options, autocommit=True) as connection:
                 connection.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
                 )
             with pytest.raises(StoreUnavailableError):
                 store.ping()
