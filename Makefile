@@ -2,6 +2,7 @@
 
 PYTHON  ?= python3
 PROFILE ?= embedded
+JOBS    ?= 2
 VENV    := .venv
 BIN     := $(VENV)/bin
 TOOLS   := .venv/.tools
@@ -44,8 +45,8 @@ demo: install    ## From transactions to fraud scores, end to end (PROFILE=servi
 serve: install   ## Serve the REST API on what the demo made
 	$(BIN)/ringfence serve
 
-test: install    ## All tests; starts PostgreSQL, Redis and Neo4j itself and stops them again
-	$(APART) $(BIN)/pytest
+test: install    ## All tests, JOBS=2 at once; each starts PostgreSQL, Redis and Neo4j itself and stops them again
+	$(APART) $(BIN)/pytest --numprocesses=$(JOBS) --dist=loadfile --durations=20
 
 test-unit: install  ## The fast tests, no servers
 	$(APART) $(BIN)/pytest tests/unit tests/architecture
