@@ -18,9 +18,10 @@ from graph_features.clock import NEVER_MS
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.errors import StoreUnavailableError
 from graph_features.sources.base import MarkPending, Records, WriteResult
-from graph_features.sources.cache import KINDS, RecordsCache, Tables
+from graph_features.sources.cache import KINDS, WITH_PARTIES, ReadBetween, RecordsCache, Tables
 from graph_features.sources.checksum import BUCKET_ROWS, CHECKSUM_COLUMNS, bucket_checksums, merge_checksums
 from graph_features.sources.filelock import file_lock
+from graph_features.sources.histories import Histories
 from graph_features.sources.records import (
     LABELS,
     PARTIES_SCHEMA,
@@ -39,17 +40,21 @@ BUSY_TIMEOUT_S: Final = 120.0
 CACHE_KB: Final = 64 * 1024  # the default of 2 MB sends every index insert of a large ingest to the disk and back
 _CHECKSUM_SCHEMA: Final = pa.schema([STORED_TRANSACTION_SCHEMA.field(name) for name in CHECKSUM_COLUMNS])
 _FETCH_ROWS: Final = 50_000
+_WITH_PARTIES_SQL: Final = {
+    kind.name: f"read_{kind.name}" if kind is TRANSACTIONS else f"read_{kind.name}_with_parties" for kind in KINDS
+}
 
 
 class SqliteRecords:
     """RecordStore and Lockable in one SQLite file. Safe for threads, processes and forks.
 
-    With a `cache` folder, `read_all` keeps what it read there and asks the file for the rest only.
+    With a `cache` folder, `read_all` and `read_accounts` keep what they read there and ask the file for the rest only.
     """
 
     def __init__(self, path: Path, *, cache: Path | None = None) -> None:
         self._path = path
         self._cache = None if cache is None else RecordsCache(folder=cache)
+        self._histories = None if self._cache is None else Histories(self._cache)
         queries = load_queries("graph_features.sources", "sqlite.sql")
         self._sql = {name: statement.decode() for name, statement in queries.items()}
         self._guard = threading.Lock()
@@ -103,18 +108,28 @@ class SqliteRecords:
             last = self._last_seq(connection)
             up_to = last if max_seq is None else min(last, max_seq)
 
-            def between(after_seq: int, up_to_seq: int, before_ms: int | None = None) -> Tables:
-                bounds = _bounds(after_seq, up_to_seq, before_ms)
-                return {
-                    kind.name: self._table(connection, f"read_{kind.name}", bounds, kind.stored_schema)
-                    for kind in KINDS
-                }
-
             if self._cache is None:
-                return Records(max_seq=up_to, **between(0, up_to, before_ms))
+                bounds = _bounds(0, up_to, before_ms)
+                return Records(
+                    max_seq=up_to,
+                    **{
+                        kind.name: self._table(connection, f"read_{kind.name}", bounds, kind.stored_schema)
+                        for kind in KINDS
+                    },
+                )
             (identity,) = connection.execute(self._sql["identity"]).fetchone()
             before = NEVER_MS if before_ms is None else before_ms
-            return Records(max_seq=up_to, **self._cache.tables(identity, up_to, before, between))
+            return Records(max_seq=up_to, **self._cache.tables(identity, up_to, before, self._reader(connection)))
+
+    def _reader(self, connection: sqlite3.Connection) -> ReadBetween:
+        def between(after_seq: int, up_to_seq: int) -> Tables:
+            bounds = _bounds(after_seq, up_to_seq, None)
+            return {
+                kind.name: self._table(connection, _WITH_PARTIES_SQL[kind.name], bounds, WITH_PARTIES[kind.name])
+                for kind in KINDS
+            }
+
+        return between
 
     def read_transactions(
         self, *, after_seq: int, up_to_seq: int, batch_rows: int = 50_000
@@ -133,7 +148,17 @@ class SqliteRecords:
     def read_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> Records:
         """All that these accounts sent or received before `before_ms`, with statuses and labels known by then."""
         with self._connection() as connection:
-            last = self._last_seq(connection)
+            last, identity = connection.execute(self._sql["state"]).fetchone()
+            if self._histories is not None:
+                found = self._histories.read(
+                    account_ids,
+                    before_ms=before_ms,
+                    up_to_seq=last,
+                    identity=identity,
+                    read=self._reader(connection),
+                )
+                if found is not None:
+                    return Records(max_seq=last, **found)
             bounds = {"ids": _json(account_ids), "before": before_ms, "up_to_seq": last}
             schema = TRANSACTIONS.stored_schema
             transactions = self._table(connection, "transactions_of_accounts", bounds, schema)
