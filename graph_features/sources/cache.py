@@ -164,7 +164,7 @@ class RecordsCache:
         return self.folder / f"{part.name}.{kind}.arrow"
 
     def parts(self, identity: str) -> list[Part]:
-        """Return the parts there are; none without a manifest, or where it is broken, of another store, or lacks files."""
+        """Return the parts; none without a manifest, or where it is broken, of another store, or lacks files."""
         try:
             found = json.loads((self.folder / "manifest.json").read_bytes())
         except (FileNotFoundError, ValueError):

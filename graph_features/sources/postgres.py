@@ -43,7 +43,7 @@ _NO_LIMIT: Final = 2**63 - 1
 class PostgresRecords:
     """RecordStore and Lockable on PostgreSQL, schema `ringfence`. Safe for threads and for forked processes.
 
-    With a `cache` folder, `read_all` and `read_accounts` keep what they read there and ask the server for the rest only.
+    With a `cache` folder, what is read is kept there and only the rest asked of the server.
     """
 
     def __init__(self, settings: PostgresSettings, *, cache: Path | None = None) -> None:

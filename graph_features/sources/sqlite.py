@@ -48,7 +48,7 @@ _WITH_PARTIES_SQL: Final = {
 class SqliteRecords:
     """RecordStore and Lockable in one SQLite file. Safe for threads, processes and forks.
 
-    With a `cache` folder, `read_all` and `read_accounts` keep what they read there and ask the file for the rest only.
+    With a `cache` folder, what is read is kept there and only the rest asked of the file.
     """
 
     def __init__(self, path: Path, *, cache: Path | None = None) -> None:
