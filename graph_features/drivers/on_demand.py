@@ -17,7 +17,7 @@ from graph_features.kernels.timeline import pair_index
 from graph_features.neighbours import NEIGHBOURS
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings
-from graph_features.sources.base import RecordStore
+from graph_features.sources.base import Indexed, Records, RecordStore
 from graph_features.standings import HUB_PAYMENTS
 from graph_features.stores.base import OnlineStore
 
@@ -56,24 +56,40 @@ def latest_rows(
     `covered`, per view name, is that of `batch.latest_rows`. Errors of the stores are raised.
     """
     accounts = sorted({key[0] for keys in keys_by_entity.values() for key in keys})
-    own = records.read_accounts(accounts, before_ms=before_ms)
-    edges = EdgeTable.from_arrow(own.transactions, own.statuses, own.labels, max_seq=own.max_seq)
+    histories = _Histories.of(records, accounts, before_ms)
+    edges = histories.edges
     tables: dict[str, pa.Table] = {}
     failed: dict[EntityKey, str] = {}
     for view in views:
         keys = sorted(set(keys_by_entity.get(view.entity, ())))
         wanted = _Wanted(view=view, before_ms=before_ms, settings=settings, covered=(covered or {}).get(view.name, {}))
         known = edges
-        if view.name == NEIGHBOURS.name and keys:
+        if view.name == NEIGHBOURS.name and keys and histories.own is not None:
             others = wanted.counterparties(edges, keys, besides=accounts)
             known = with_counterparties(
-                edges, own, others, records, online, before_ms=before_ms, hub_payments=hub_payments
+                edges, histories.own, others, records, online, before_ms=before_ms, hub_payments=hub_payments
             )
         parts = list(wanted.rows(known, keys, failed))
         tables[view.name] = pa.concat_tables([view.arrow_schema.empty_table(), *parts])
     return OnDemandResult(
         tables=tables, never_seen=never_seen(edges, keys_by_entity), failed=failed, max_seq=edges.max_seq
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Histories:
+    """What accounts sent and received. `own` is None where `edges` can tell of their counterparties by itself."""
+
+    edges: EdgeTable
+    own: Records | None
+
+    @classmethod
+    def of(cls, records: RecordStore, accounts: Sequence[str], before_ms: int) -> _Histories:
+        snapshot = records.snapshot() if isinstance(records, Indexed) else None
+        if snapshot is not None:
+            return cls(edges=snapshot.edges(accounts, before_ms=before_ms), own=None)
+        own = records.read_accounts(accounts, before_ms=before_ms)
+        return cls(edges=EdgeTable.from_arrow(own.transactions, own.statuses, own.labels, max_seq=own.max_seq), own=own)
 
 
 @dataclass(frozen=True, kw_only=True)

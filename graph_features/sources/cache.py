@@ -1,7 +1,7 @@
 """Everything that a record store holds, once more as Arrow files: a reader fetches only what is new.
 
 Beside each part lies an index of its rows by account, so that the history of an account is looked up and not asked for:
-see `histories`. Statuses and labels are kept with the parties of their transactions.
+see `histories`. Statuses and labels are kept with number, time, parties and amount of their payments.
 
 Records are append-only and numbered, so what is stored up to a sequence number never changes, and files that hold it
 never grow stale; they only lack what came later. They are not used for a store of another identity, nor for one that
@@ -14,17 +14,18 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from graph_features.clock import NEVER_MS
 from graph_features.contracts import TIMESTAMP
-from graph_features.sources.account_index import PARTIES, AccountIndex, index_of
+from graph_features.sources.account_index import AccountIndex, index_of
 from graph_features.sources.filelock import file_lock
 from graph_features.sources.records import LABELS, STATUSES, TRANSACTIONS, RecordKind
 
@@ -34,10 +35,15 @@ KINDS: Final = (TRANSACTIONS, STATUSES, LABELS)
 INDEX: Final = "accounts"
 """A part's file beside those of its kinds."""
 
-WITH_PARTIES: Final = {
-    kind.name: kind.stored_schema
-    if kind is TRANSACTIONS
-    else pa.schema([*kind.stored_schema, *(TRANSACTIONS.stored_schema.field(party) for party in PARTIES)])
+_OF_PAYMENT = [
+    pa.field("of_seq", pa.int64(), nullable=False),
+    *(
+        TRANSACTIONS.stored_schema.field(name)
+        for name in ("event_timestamp", "sender_id", "receiver_id", "amount_base")
+    ),
+]
+WITH_PAYMENT: Final = {
+    kind.name: kind.stored_schema if kind is TRANSACTIONS else pa.schema([*kind.stored_schema, *_OF_PAYMENT])
     for kind in KINDS
 }
 """What a part holds of each kind."""
@@ -46,7 +52,7 @@ Tables = dict[str, pa.Table]
 """By name of the kind, rows in order of seq."""
 
 ReadBetween = Callable[[int, int], Tables]
-"""Reads what has after_seq < seq <= up_to_seq from the store itself, columns WITH_PARTIES."""
+"""Reads what has after_seq < seq <= up_to_seq from the store itself, columns WITH_PAYMENT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,25 @@ class OpenPart:
 
     tables: Tables
     index: AccountIndex
+    columns: dict[str, npt.NDArray[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, tables: Tables) -> OpenPart:
+        """Return the same of rows in memory."""
+        return cls(
+            tables={name: table.combine_chunks() for name, table in tables.items()},
+            index=AccountIndex(table=index_of(tables)),
+        )
+
+    def numbers(self, kind: str, name: str) -> npt.NDArray[Any]:
+        """Return a column of the index or of the records of a kind; times are epoch milliseconds."""
+        place = f"{kind}_{name}"
+        if place in self.index.numbers:
+            return self.index.numbers[place]
+        if place not in self.columns:
+            column = self.tables[kind][name]
+            self.columns[place] = column.cast(pa.int64()).to_numpy()
+        return self.columns[place]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +128,7 @@ class RecordsCache:
     def open(self, part: Part) -> OpenPart:
         """Map a part; raises FileNotFoundError where it has been joined with others meanwhile."""
         tables = {kind.name: self._read(part, kind.name).combine_chunks() for kind in KINDS}
-        return OpenPart(tables=tables, index=AccountIndex.of(self._read(part, INDEX)))
+        return OpenPart(tables=tables, index=AccountIndex(table=self._read(part, INDEX)))
 
     def _up_to_date(self, identity: str, up_to_seq: int, read: ReadBetween) -> list[Part]:
         parts = self.parts(identity)
@@ -155,7 +180,7 @@ class RecordsCache:
 
     def _mapped(self, parts: list[Part], kind: RecordKind) -> pa.Table:
         tables = [self._read(part, kind.name) for part in parts]
-        return pa.concat_tables([WITH_PARTIES[kind.name].empty_table(), *tables])
+        return pa.concat_tables([WITH_PAYMENT[kind.name].empty_table(), *tables])
 
     def _read(self, part: Part, name: str) -> pa.Table:
         return pa.ipc.open_file(pa.memory_map(str(self._path(part, name)))).read_all()

@@ -16,7 +16,7 @@ from graph_features.clock import NEVER_MS, from_ms
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.settings import PostgresSettings
 from graph_features.sources.base import MarkPending, Records, WriteResult
-from graph_features.sources.cache import KINDS, WITH_PARTIES, ReadBetween, RecordsCache, Tables
+from graph_features.sources.cache import KINDS, WITH_PAYMENT, ReadBetween, RecordsCache, Tables
 from graph_features.sources.checksum import BUCKET_ROWS, CHECKSUM_COLUMNS, bucket_checksums, merge_checksums
 from graph_features.sources.connections import Connection, Connections
 from graph_features.sources.copying import copy_in, copy_out
@@ -33,6 +33,7 @@ from graph_features.sources.records import (
     table_of_rows,
     touched_entities,
 )
+from graph_features.sources.snapshot import Snapshot
 from graph_features.sources.sql import load_queries
 
 LOCK_WAIT_MS: Final = 120_000
@@ -110,7 +111,7 @@ class PostgresRecords:
         def between(after_seq: int, up_to_seq: int) -> Tables:
             bounds = _bounds(after_seq, up_to_seq, None)
             return {
-                kind.name: self._copy_out(connection, kind, bounds, WITH_PARTIES[kind.name], with_parties=True)
+                kind.name: self._copy_out(connection, kind, bounds, WITH_PAYMENT[kind.name], with_payments=True)
                 for kind in KINDS
             }
 
@@ -131,18 +132,11 @@ class PostgresRecords:
 
     def read_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> Records:
         """All that these accounts sent or received before `before_ms`, with statuses and labels known by then."""
+        snapshot = self.snapshot()
+        if snapshot is not None:
+            return Records(max_seq=snapshot.max_seq, **snapshot.tables(account_ids, before_ms=before_ms))
         with self._connections.use() as connection:
-            last, identity = _one(connection, self._sql["state"])
-            if self._histories is not None:
-                found = self._histories.read(
-                    account_ids,
-                    before_ms=before_ms,
-                    up_to_seq=last,
-                    identity=identity,
-                    read=self._reader(connection),
-                )
-                if found is not None:
-                    return Records(max_seq=last, **found)
+            last = self._last_seq(connection)
             bounds = {"ids": _text_array(account_ids), "before": from_ms(before_ms), "up_to_seq": last}
             transactions = self._fetch(connection, "transactions_of_accounts", bounds, TRANSACTIONS.stored_schema)
             named = {**bounds, "ids": _text_array(transactions["transaction_id"].to_pylist())}
@@ -155,6 +149,14 @@ class PostgresRecords:
                 labels=table_of_rows(labels.fetchall(), LABELS.stored_schema).sort_by("seq"),
                 max_seq=last,
             )
+
+    def snapshot(self) -> Snapshot | None:
+        """Everything that is committed by now, by account; None without a cache folder or where it lags far behind."""
+        if self._histories is None:
+            return None
+        with self._connections.use() as connection:
+            last, identity = _one(connection, self._sql["state"])
+            return self._histories.snapshot(up_to_seq=last, identity=identity, read=self._reader(connection))
 
     def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
         """Those of `account_ids` that sent or received anything before `before_ms`."""
@@ -234,11 +236,11 @@ class PostgresRecords:
         bounds: Mapping[str, Any],
         schema: pa.Schema,
         *,
-        with_parties: bool = False,
+        with_payments: bool = False,
     ) -> pa.Table:
         name = f"copy_out_{kind.name}"
-        if with_parties and kind is not TRANSACTIONS:
-            name += "_with_parties"
+        if with_payments and kind is not TRANSACTIONS:
+            name += "_with_payments"
         return pa.concat_tables([schema.empty_table(), *copy_out(connection, self._sql[name], bounds, schema)])
 
 

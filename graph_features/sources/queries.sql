@@ -165,22 +165,22 @@ COPY (
     LIMIT %(limit)s
 ) TO STDOUT (FORMAT csv)
 
--- name: copy_out_statuses_with_parties
+-- name: copy_out_statuses_with_payments
 COPY (
     SELECT
         s.seq, s.transaction_id, s.status, (date_part('epoch', s.status_timestamp) * 1000)::bigint,
-        t.sender_id, t.receiver_id
+        t.seq, (date_part('epoch', t.event_timestamp) * 1000)::bigint, t.sender_id, t.receiver_id, t.amount_base
     FROM ringfence.statuses AS s
     JOIN ringfence.transactions AS t USING (transaction_id)
     WHERE s.seq > %(after_seq)s AND s.seq <= %(up_to_seq)s
     ORDER BY s.seq
 ) TO STDOUT (FORMAT csv)
 
--- name: copy_out_labels_with_parties
+-- name: copy_out_labels_with_payments
 COPY (
     SELECT
         l.seq, l.transaction_id, l.is_fraud, (date_part('epoch', l.label_timestamp) * 1000)::bigint, l.fraud_party,
-        t.sender_id, t.receiver_id
+        t.seq, (date_part('epoch', t.event_timestamp) * 1000)::bigint, t.sender_id, t.receiver_id, t.amount_base
     FROM ringfence.labels AS l
     JOIN ringfence.transactions AS t USING (transaction_id)
     WHERE l.seq > %(after_seq)s AND l.seq <= %(up_to_seq)s

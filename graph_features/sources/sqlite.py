@@ -18,7 +18,7 @@ from graph_features.clock import NEVER_MS
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.errors import StoreUnavailableError
 from graph_features.sources.base import MarkPending, Records, WriteResult
-from graph_features.sources.cache import KINDS, WITH_PARTIES, ReadBetween, RecordsCache, Tables
+from graph_features.sources.cache import KINDS, WITH_PAYMENT, ReadBetween, RecordsCache, Tables
 from graph_features.sources.checksum import BUCKET_ROWS, CHECKSUM_COLUMNS, bucket_checksums, merge_checksums
 from graph_features.sources.filelock import file_lock
 from graph_features.sources.histories import Histories
@@ -34,14 +34,15 @@ from graph_features.sources.records import (
     table_of_rows,
     touched_entities,
 )
+from graph_features.sources.snapshot import Snapshot
 from graph_features.sources.sql import load_queries
 
 BUSY_TIMEOUT_S: Final = 120.0
 CACHE_KB: Final = 64 * 1024  # the default of 2 MB sends every index insert of a large ingest to the disk and back
 _CHECKSUM_SCHEMA: Final = pa.schema([STORED_TRANSACTION_SCHEMA.field(name) for name in CHECKSUM_COLUMNS])
 _FETCH_ROWS: Final = 50_000
-_WITH_PARTIES_SQL: Final = {
-    kind.name: f"read_{kind.name}" if kind is TRANSACTIONS else f"read_{kind.name}_with_parties" for kind in KINDS
+_WITH_PAYMENT_SQL: Final = {
+    kind.name: f"read_{kind.name}" if kind is TRANSACTIONS else f"read_{kind.name}_with_payments" for kind in KINDS
 }
 
 
@@ -125,7 +126,7 @@ class SqliteRecords:
         def between(after_seq: int, up_to_seq: int) -> Tables:
             bounds = _bounds(after_seq, up_to_seq, None)
             return {
-                kind.name: self._table(connection, _WITH_PARTIES_SQL[kind.name], bounds, WITH_PARTIES[kind.name])
+                kind.name: self._table(connection, _WITH_PAYMENT_SQL[kind.name], bounds, WITH_PAYMENT[kind.name])
                 for kind in KINDS
             }
 
@@ -147,18 +148,11 @@ class SqliteRecords:
 
     def read_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> Records:
         """All that these accounts sent or received before `before_ms`, with statuses and labels known by then."""
+        snapshot = self.snapshot()
+        if snapshot is not None:
+            return Records(max_seq=snapshot.max_seq, **snapshot.tables(account_ids, before_ms=before_ms))
         with self._connection() as connection:
-            last, identity = connection.execute(self._sql["state"]).fetchone()
-            if self._histories is not None:
-                found = self._histories.read(
-                    account_ids,
-                    before_ms=before_ms,
-                    up_to_seq=last,
-                    identity=identity,
-                    read=self._reader(connection),
-                )
-                if found is not None:
-                    return Records(max_seq=last, **found)
+            last = self._last_seq(connection)
             bounds = {"ids": _json(account_ids), "before": before_ms, "up_to_seq": last}
             schema = TRANSACTIONS.stored_schema
             transactions = self._table(connection, "transactions_of_accounts", bounds, schema)
@@ -171,6 +165,14 @@ class SqliteRecords:
             labels=labels.sort_by("seq"),
             max_seq=last,
         )
+
+    def snapshot(self) -> Snapshot | None:
+        """Everything that is committed by now, by account; None without a cache folder or where it lags far behind."""
+        if self._histories is None:
+            return None
+        with self._connection() as connection:
+            last, identity = connection.execute(self._sql["state"]).fetchone()
+            return self._histories.snapshot(up_to_seq=last, identity=identity, read=self._reader(connection))
 
     def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
         """Those of `account_ids` that sent or received anything before `before_ms`."""

@@ -110,14 +110,18 @@ WHERE seq > :after_seq AND seq <= :up_to_seq AND label_timestamp < :before
 ORDER BY seq
 LIMIT :limit
 
--- name: read_statuses_with_parties
-SELECT statuses.*, transactions.sender_id, transactions.receiver_id
+-- name: read_statuses_with_payments
+SELECT
+    statuses.*, transactions.seq, transactions.event_timestamp, transactions.sender_id, transactions.receiver_id,
+    transactions.amount_base
 FROM statuses CROSS JOIN transactions USING (transaction_id)
 WHERE statuses.seq > :after_seq AND statuses.seq <= :up_to_seq
 ORDER BY statuses.seq
 
--- name: read_labels_with_parties
-SELECT labels.*, transactions.sender_id, transactions.receiver_id
+-- name: read_labels_with_payments
+SELECT
+    labels.*, transactions.seq, transactions.event_timestamp, transactions.sender_id, transactions.receiver_id,
+    transactions.amount_base
 FROM labels CROSS JOIN transactions USING (transaction_id)
 WHERE labels.seq > :after_seq AND labels.seq <= :up_to_seq
 ORDER BY labels.seq
