@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 
+from graph_features.clock import NEVER_MS
 from graph_features.compute import Entities
 from graph_features.drivers import batch
 from graph_features.drivers.counterparties import Counterparties, with_counterparties
 from graph_features.edges import EdgeTable
 from graph_features.errors import FeatureComputationError
-from graph_features.events import Coverage
+from graph_features.events import NOTHING_COVERED, Coverage
+from graph_features.exposure import EXPOSURE
 from graph_features.kernels.timeline import pair_index
+from graph_features.late import touched_accounts
+from graph_features.late_records import NOTHING_LATE, Late
 from graph_features.neighbours import NEIGHBOURS
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings
 from graph_features.sources.base import Indexed, Records, RecordStore
+from graph_features.sources.snapshot import Snapshot
 from graph_features.standings import HUB_PAYMENTS
 from graph_features.stores.base import OnlineStore
 
@@ -29,13 +35,15 @@ CoveredByView = Mapping[str, Mapping[EntityKey, Coverage]]
 class OnDemandResult:
     """Rows per view name, in no order; keys without any event; keys whose rows could not be had, with the reason.
 
-    Every asked key is in one of the three. `max_seq` is the ingest sequence that all rows include.
+    Every asked key is in one of the three. `max_seq` is the ingest sequence that all rows include. `told_late` has other
+    accounts whose neighbour rows may lack what was late of the asked ones, and since when.
     """
 
     tables: dict[str, pa.Table]
     never_seen: set[EntityKey] = field(default_factory=set)
     failed: dict[EntityKey, str] = field(default_factory=dict)
     max_seq: int = 0
+    told_late: dict[str, int] = field(default_factory=dict)
 
 
 def latest_rows(
@@ -64,15 +72,21 @@ def latest_rows(
         keys = sorted(set(keys_by_entity.get(view.entity, ())))
         wanted = _Wanted(view=view, before_ms=before_ms, settings=settings, covered=(covered or {}).get(view.name, {}))
         known = edges
-        if view.name == NEIGHBOURS.name and keys and histories.own is not None:
-            others = wanted.counterparties(edges, keys, besides=accounts)
-            known = with_counterparties(
-                edges, histories.own, others, records, online, before_ms=before_ms, hub_payments=hub_payments
-            )
+        if view.name == NEIGHBOURS.name and keys:
+            wanted = replace(wanted, late=histories.late(wanted.covered))
+            if histories.own is not None:
+                others = wanted.counterparties(edges, keys, besides=accounts)
+                known = with_counterparties(
+                    edges, histories.own, others, records, online, before_ms=before_ms, hub_payments=hub_payments
+                )
         parts = list(wanted.rows(known, keys, failed))
         tables[view.name] = pa.concat_tables([view.arrow_schema.empty_table(), *parts])
     return OnDemandResult(
-        tables=tables, never_seen=never_seen(edges, keys_by_entity), failed=failed, max_seq=edges.max_seq
+        tables=tables,
+        never_seen=never_seen(edges, keys_by_entity),
+        failed=failed,
+        max_seq=edges.max_seq,
+        told_late=histories.told_late(accounts, covered[EXPOSURE.name]) if covered and EXPOSURE.name in covered else {},
     )
 
 
@@ -82,14 +96,41 @@ class _Histories:
 
     edges: EdgeTable
     own: Records | None
+    snapshot: Snapshot | None
 
     @classmethod
     def of(cls, records: RecordStore, accounts: Sequence[str], before_ms: int) -> _Histories:
         snapshot = records.snapshot() if isinstance(records, Indexed) else None
         if snapshot is not None:
-            return cls(edges=snapshot.edges(accounts, before_ms=before_ms), own=None)
+            return cls(edges=snapshot.edges(accounts, before_ms=before_ms), own=None, snapshot=snapshot)
         own = records.read_accounts(accounts, before_ms=before_ms)
-        return cls(edges=EdgeTable.from_arrow(own.transactions, own.statuses, own.labels, max_seq=own.max_seq), own=own)
+        edges = EdgeTable.from_arrow(own.transactions, own.statuses, own.labels, max_seq=own.max_seq)
+        return cls(edges=edges, own=own, snapshot=None)
+
+    def late(self, covered: Mapping[EntityKey, Coverage]) -> Late:
+        """Return what was late of all parties of these payments and may not be in the rows that are covered."""
+        if self.snapshot is None or not covered:
+            return NOTHING_LATE
+        after_seq = min(bound.seq for bound in covered.values())
+        ids = self.edges.account_ids.tolist()
+        return self.snapshot.late(ids, np.full(len(ids), after_seq))
+
+    def told_late(self, accounts: Sequence[str], covered: Mapping[EntityKey, Coverage]) -> dict[str, int]:
+        """Return counterparties of accounts that have rows since something was late of one of them, and since when."""
+        if self.snapshot is None:
+            return {}
+        after_seq = np.array([covered.get((account,), NOTHING_COVERED).seq for account in accounts], np.int64)
+        late = self.snapshot.late(accounts, after_seq)
+        if not len(late.seq):
+            return {}
+        since_ms = np.full(len(accounts), NEVER_MS)
+        np.minimum.at(since_ms, late.account, late.ts_ms)
+        last_of = self.snapshot.last_since(int(since_ms.min()))
+        last_ms = np.array([last_of.get(account_id, -1) for account_id in self.edges.account_ids.tolist()], np.int64)
+        codes = self.edges.codes(list(accounts))
+        touched = touched_accounts(self.edges, codes[codes >= 0], since_ms[codes >= 0], last_ms)
+        others = np.setdiff1d(touched, codes)
+        return dict.fromkeys(self.edges.account_ids[others].tolist(), int(since_ms.min()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +141,7 @@ class _Wanted:
     before_ms: int
     settings: FeatureSettings
     covered: Mapping[EntityKey, Coverage]
+    late: Late = NOTHING_LATE
 
     def rows(self, edges: EdgeTable, keys: Sequence[EntityKey], failed: dict[EntityKey, str]) -> Iterator[pa.Table]:
         """Yield tables of rows; keys that cannot be computed are found by halving and put into `failed`."""
@@ -112,6 +154,7 @@ class _Wanted:
                     before_ms=self.before_ms,
                     settings=self.settings,
                     covered=self.covered,
+                    late=self.late,
                 )
             )
         except FeatureComputationError as error:
@@ -126,7 +169,9 @@ class _Wanted:
 
     def counterparties(self, edges: EdgeTable, keys: Sequence[EntityKey], besides: Sequence[str]) -> Counterparties:
         """Return the accounts that the neighbour rows of `keys` describe, but for those `besides`."""
-        account, as_of_ms = batch.latest(self.view, edges, keys, before_ms=self.before_ms, covered=self.covered)
+        account, as_of_ms = batch.latest(
+            self.view, edges, keys, before_ms=self.before_ms, covered=self.covered, late=self.late
+        )
         return Counterparties.of(edges, account, as_of_ms, besides=besides)
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from graph_features.contracts import TIMESTAMP
 from graph_features.sources.account_index import AccountIndex, index_of
 from graph_features.sources.filelock import file_lock
 from graph_features.sources.records import LABELS, STATUSES, TRANSACTIONS, RecordKind
+
+T = TypeVar("T")
 
 FORMAT: Final = 2
 LOCK_WAIT_S: Final = 600.0
@@ -70,7 +72,7 @@ class OpenPart:
 
     tables: Tables
     index: AccountIndex
-    columns: dict[str, npt.NDArray[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, tables: Tables) -> OpenPart:
@@ -85,10 +87,13 @@ class OpenPart:
         place = f"{kind}_{name}"
         if place in self.index.numbers:
             return self.index.numbers[place]
-        if place not in self.columns:
-            column = self.tables[kind][name]
-            self.columns[place] = column.cast(pa.int64()).to_numpy()
-        return self.columns[place]
+        return self.kept(place, lambda: self.tables[kind][name].cast(pa.int64()).to_numpy())
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what is kept under `key`, making it the first time: a part never changes."""
+        if key not in self.known:
+            self.known[key] = make()
+        return self.known[key]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)

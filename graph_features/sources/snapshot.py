@@ -18,9 +18,11 @@ from graph_features.clock import NEVER_MS
 from graph_features.contracts import STATUSES as WORDS_OF_STATUS
 from graph_features.edges import Changes, EdgeTable, Int32, Int64, vocabulary, word_codes
 from graph_features.errors import FeatureComputationError
+from graph_features.late_records import Late, out_of_order
+from graph_features.search import first_not_below
 from graph_features.sources.account_index import PARTIES, WORDS
 from graph_features.sources.cache import KINDS, WITH_PAYMENT, OpenPart, Tables
-from graph_features.sources.records import LABELS, STATUSES, TRANSACTIONS
+from graph_features.sources.records import LABELS, STATUSES, TRANSACTIONS, RecordKind
 from graph_features.standings import LARGEST_SUM, STANDING
 
 COMPLETED = WORDS_OF_STATUS.index("completed")
@@ -144,6 +146,49 @@ class Snapshot:
                     out[2 * side + 1] += total
         return out
 
+    def late(self, account_ids: Sequence[str], after_seq: Int64) -> Late:
+        """Return what was late of accounts and ingested after the `after_seq` of each; `account` points to them."""
+        found: list[tuple[Int64, Int64, Int64]] = [(_NONE, _NONE, _NONE)]
+        before_ms = -1
+        for part in self.parts:
+            newest_ms, after_ms = part.kept("newest", lambda part=part: _newest_ms(part)), before_ms
+            late = part.kept(("late", after_ms), lambda part=part, after_ms=after_ms: _OutOfOrder.of(part, after_ms))
+            before_ms = max(before_ms, newest_ms)
+            first = np.searchsorted(late.seq, after_seq.min(initial=NEVER_MS), side="right")
+            if first == len(late.seq):
+                continue
+            place = part.index.find(account_ids)
+            account_of = np.full(len(part.index.account_ids) + 1, -1)
+            account_of[place] = np.arange(len(account_ids))
+            account_of[-1] = -1
+            seq, ts_ms = late.seq[first:], late.ts_ms[first:]
+            for party, other in zip(late.parties, (None, late.parties[0]), strict=True):
+                account = account_of[party[first:]]
+                chosen = (account >= 0) & (seq > np.append(after_seq, NEVER_MS)[account])
+                if other is not None:
+                    chosen &= other[first:] != party[first:]
+                found.append((account[chosen], ts_ms[chosen], seq[chosen]))
+        account, ts_ms, seq = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        return Late(account=account, ts_ms=ts_ms, seq=seq)
+
+    def last_since(self, since_ms: int) -> dict[str, int]:
+        """Return the accounts that paid, were paid or had a status of either become known since, and when last."""
+        last: dict[str, int] = {}
+        for part in self.parts:
+            if part.kept("newest", lambda part=part: _newest_ms(part)) < since_ms:
+                continue
+            last_ms = np.full(len(part.index.account_ids), -1)
+            for kind in (TRANSACTIONS, STATUSES):
+                ts_ms = _counts_from(part, kind)
+                rows = np.flatnonzero(ts_ms >= since_ms)
+                for party in PARTIES:
+                    np.maximum.at(last_ms, part.numbers(kind.name, party)[rows], ts_ms[rows])
+            places = np.flatnonzero(last_ms >= 0)
+            ids = part.index.account_ids.take(pa.array(places)).to_pylist()
+            for account_id, ms in zip(ids, last_ms[places].tolist(), strict=True):
+                last[account_id] = max(ms, last.get(account_id, -1))
+        return last
+
     def _check_sums(self, account_ids: Sequence[str], places: Sequence[Int64]) -> None:
         for party, side in zip(PARTIES, ("sent", "received"), strict=True):
             sums = np.zeros(len(account_ids))
@@ -156,13 +201,40 @@ class Snapshot:
                 raise FeatureComputationError({account_ids[at]: reason for at in over.tolist()})
 
 
+@dataclass(frozen=True, kw_only=True)
+class _OutOfOrder:
+    """What is out of order in a part that follows others, by seq; accounts are places in the part's index."""
+
+    seq: Int64
+    ts_ms: Int64
+    parties: Sequence[Int32]
+
+    @classmethod
+    def of(cls, part: OpenPart, after_ms: int) -> _OutOfOrder:
+        seq = np.concatenate([part.numbers(kind.name, "seq") for kind in KINDS])
+        ts_ms = np.concatenate([_counts_from(part, kind) for kind in KINDS])
+        late = np.flatnonzero(out_of_order(seq, ts_ms, after_ms=after_ms))
+        late = late[np.argsort(seq[late])]
+        parties = [np.concatenate([part.numbers(kind.name, party) for kind in KINDS])[late] for party in PARTIES]
+        return cls(seq=seq[late], ts_ms=ts_ms[late], parties=parties)
+
+
+def _counts_from(part: OpenPart, kind: RecordKind) -> Int64:
+    ts_ms = part.numbers(kind.name, kind.time)
+    return np.maximum(ts_ms, part.numbers(kind.name, TRANSACTIONS.time))
+
+
+def _newest_ms(part: OpenPart) -> int:
+    return max((int(_counts_from(part, kind).max(initial=-1)) for kind in KINDS), default=-1)
+
+
 def _add_payments(out: Int64, part: OpenPart, side: int, party: str, place: Int64, as_of_ms: Int64) -> None:
     """Add one part's payments of one side, whatever became of them, and the time of the first."""
     numbers = part.index.numbers
     known = np.flatnonzero(place >= 0)
     first, end = (numbers[f"{party}_offsets"][place[known] + step] for step in (0, 1))
     ts_ms, running = numbers[f"{party}_ts_ms"], numbers[f"{party}_running"]
-    at = _reached(ts_ms, first, end, as_of_ms[known])
+    at = first_not_below(ts_ms, first, end, as_of_ms[known])
     out[2 * side, known] += at - first
     out[2 * side + 1, known] += running[at] - running[first]
     some = first < end
@@ -203,7 +275,7 @@ class _Steps:
     def before(self, owner: Int64, as_of_ms: Int64) -> tuple[Int64, Int64]:
         """Return what the steps known before `as_of_ms` add to each owner's count and sum."""
         first = self.offsets[owner]
-        at = _reached(self.known_ms, first, self.offsets[owner + 1], as_of_ms)
+        at = first_not_below(self.known_ms, first, self.offsets[owner + 1], as_of_ms)
         return self.count[at] - self.count[first], self.total[at] - self.total[first]
 
 
@@ -219,19 +291,6 @@ def _owners(chosen: _Chosen, places: Int64, party: str) -> Int64:
     at = np.searchsorted(places[order], code)
     found = np.append(places[order], -1)[at] == code
     return np.where(found, np.append(order, -1)[at], -1)
-
-
-def _reached(values: Int64, first: Int64, end: Int64, bound: Int64) -> Int64:
-    """Return per query the first place in [first, end) of `values`, which ascend there, that is not below `bound`."""
-    low, high = first.copy(), end.copy()
-    open_ = np.flatnonzero(low < high)
-    while len(open_):
-        middle = (low[open_] + high[open_]) // 2
-        below = values[middle] < bound[open_]
-        low[open_[below]] = middle[below] + 1
-        high[open_[~below]] = middle[~below]
-        open_ = open_[low[open_] < high[open_]]
-    return low
 
 
 def _joined(chosen: Sequence[_Chosen], name: str) -> npt.NDArray[Any]:
