@@ -35,8 +35,8 @@ CoveredByView = Mapping[str, Mapping[EntityKey, Coverage]]
 class OnDemandResult:
     """Rows per view name, in no order; keys without any event; keys whose rows could not be had, with the reason.
 
-    Every asked key is in one of the three. `max_seq` is the ingest sequence that all rows include. `told_late` has other
-    accounts whose neighbour rows may lack what was late of the asked ones, and since when.
+    Every asked key is in one of the three. `max_seq` is the ingest sequence that all rows include. `told_late` has
+    other accounts whose neighbour rows may lack what was late of the asked ones, and since when.
     """
 
     tables: dict[str, pa.Table]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -151,9 +152,8 @@ class Snapshot:
         found: list[tuple[Int64, Int64, Int64]] = [(_NONE, _NONE, _NONE)]
         before_ms = -1
         for part in self.parts:
-            newest_ms, after_ms = part.kept("newest", lambda part=part: _newest_ms(part)), before_ms
-            late = part.kept(("late", after_ms), lambda part=part, after_ms=after_ms: _OutOfOrder.of(part, after_ms))
-            before_ms = max(before_ms, newest_ms)
+            late = part.kept(("late", before_ms), partial(_OutOfOrder.of, part, before_ms))
+            before_ms = max(before_ms, part.kept("newest", partial(_newest_ms, part)))
             first = np.searchsorted(late.seq, after_seq.min(initial=NEVER_MS), side="right")
             if first == len(late.seq):
                 continue
@@ -175,7 +175,7 @@ class Snapshot:
         """Return the accounts that paid, were paid or had a status of either become known since, and when last."""
         last: dict[str, int] = {}
         for part in self.parts:
-            if part.kept("newest", lambda part=part: _newest_ms(part)) < since_ms:
+            if part.kept("newest", partial(_newest_ms, part)) < since_ms:
                 continue
             last_ms = np.full(len(part.index.account_ids), -1)
             for kind in (TRANSACTIONS, STATUSES):
@@ -221,7 +221,7 @@ class _OutOfOrder:
 
 def _counts_from(part: OpenPart, kind: RecordKind) -> Int64:
     ts_ms = part.numbers(kind.name, kind.time)
-    return np.maximum(ts_ms, part.numbers(kind.name, TRANSACTIONS.time))
+    return np.asarray(np.maximum(ts_ms, part.numbers(kind.name, TRANSACTIONS.time)))
 
 
 def _newest_ms(part: OpenPart) -> int:

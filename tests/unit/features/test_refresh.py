@@ -136,7 +136,9 @@ def test_arrivals_in_any_order_end_in_the_rows_of_one_backfill(data: Any, storie
     for prefix in "tuv":
         known = house.records.history
         house.arrive(data.draw(stories.histories(max_payments=6, max_changes=5, prefix=prefix, of=known)))
-        house.refresh(**data.draw(st.sampled_from([{}, {"bulk_keys": 10**6}, {"bulk_keys": 0}])))
+        # In bulk, what has no rows gets its newest alone.
+        bulk = house.online.marks.keys() <= {key for _, key in house.online.rows}
+        house.refresh(bulk_keys=data.draw(st.sampled_from([0, 10**6])) if bulk else 10**6)
         assert house.online.marks == {}
     for view in VIEWS:
         stored = [house.offline.rows[key] for key in sorted(house.offline.rows) if key[0] == view.name]
@@ -185,6 +187,42 @@ def test_the_payments_of_counterparties_with_rows_are_not_read(busy: House) -> N
     )
     assert done.tables["account_neighbours"].to_pylist() == [busy.online.rows[("account_neighbours", ("c",))]]
     assert read == [["c"]]
+
+
+@pytest.mark.parametrize("bulk_keys", [0, 100])
+@pytest.mark.parametrize("kind", ["payment", "status", "label"])
+def test_what_is_late_renews_exactly_the_neighbour_rows_that_it_changes(
+    stories: Any, kind: str, bulk_keys: int
+) -> None:
+    """Rows of counterparties that describe the account after the instant, and no other row, get a new version."""
+    house, start = House(stories, indexed=True), stories.START_MS
+    pay = functools.partial(stories.Payment, amount=500)
+    paid = [("a", "b"), ("b", "c"), ("a", "d"), ("e", "f"), *[("c", "d")] * 16, ("c", "e"), ("d", "f")]
+    payments = [
+        pay(id=f"t{k:02d}", ts_ms=start + k * 1_000, sender=sender, receiver=receiver)
+        for k, (sender, receiver) in enumerate(paid)
+    ]
+    house.arrive(stories.History(payments=tuple(payments)))
+    house.refresh()
+    view = catalog().schema("account_neighbours")
+    before = {key: row for key, row in house.offline.rows.items() if key[0] == view.name}
+    late = {
+        "payment": stories.History(payments=(pay(id="late", ts_ms=start + 1_500, sender="b", receiver="z"),)),
+        "status": stories.History(statuses=(stories.Change(id="t01", ts_ms=start + 1_500, value="failed"),)),
+        "label": stories.History(labels=(stories.Change(id="t01", ts_ms=start + 1_500, value="sender"),)),
+    }[kind]
+    house.arrive(late)
+    house.refresh(bulk_keys=bulk_keys)
+    assert house.online.marks == {}
+    after = {key: row for key, row in house.offline.rows.items() if key[0] == view.name}
+    assert without_version(after[key] for key in sorted(after)) == wanted(house.records.history, view, newest=False)
+    renewed = {key for key in before if after[key] != before[key]}
+    own = {key for key in before if key[1] in ({"b", "z"} if kind == "payment" else {"b", "c"})}
+    others = renewed - own
+    assert others, "a describes b"
+    assert others == {
+        key for key in before.keys() - own if without_version([after[key]]) != without_version([before[key]])
+    }
 
 
 @pytest.fixture
