@@ -54,14 +54,22 @@ def stale_rows(edges: EdgeTable, view: ViewSchema, covered: Mapping[int, Coverag
     since = late.seq > seq_of[accounts].min()
     if not since.any():
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    row_as_of = index.ts_ms + AS_OF_AFTER_MS
-    stored = np.flatnonzero((row_as_of <= as_of_of[index.group]) & (row_as_of > late.ts_ms[since].min()))
-    account, as_of_ms = index.group[stored], row_as_of[stored]
+    first, end = index.offsets[accounts], index.offsets[accounts + 1]
+    row = _ranges(first, end - first)
+    account, as_of_ms = np.repeat(accounts, end - first), index.ts_ms[row] + AS_OF_AFTER_MS
+    stored = (as_of_ms <= as_of_of[account]) & (as_of_ms > late.ts_ms[since].min())
+    account, as_of_ms = account[stored], as_of_ms[stored]
     recent = last_payments(edges, account.astype(np.int32), as_of_ms)
     row = np.repeat(np.arange(len(account)), np.diff(recent.offsets))
     first_ms = _first_since(late, edges.n_accounts, recent.neighbour, seq_of[account[row]])
     stale = np.unique(row[first_ms < recent.as_of_ms])
     return account[stale], as_of_ms[stale]
+
+
+def _ranges(first: Int64, length: Int64) -> Int64:
+    """Return first[0], first[0] + 1, ..., length[0] of them, then the same for each further one."""
+    before = np.cumsum(length) - length
+    return np.arange(int(length.sum())) + np.repeat(first - before, length)
 
 
 def _first_since(late: Late, n_accounts: int, account: Int64, seq: Int64) -> Int64:

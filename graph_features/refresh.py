@@ -213,7 +213,7 @@ def _on_demand(
     told = _stale(online, done.told_late, done.max_seq)
     if len(told) > bulk_keys:
         late = f"it came late and changes rows of {len(told):,} counterparties: `ringfence materialize` renews them"
-        return replace(done, failed=done.failed | {key: late for key in wanted if len(key) == 1})
+        return replace(done, failed=done.failed | {(account,): late for account in done.late_accounts})
     view = catalog().schema(NEIGHBOURS.name)
     others = on_demand.latest_rows(
         [view],

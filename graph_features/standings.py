@@ -30,8 +30,8 @@ RECEIVED_COUNT: Final = 2
 LARGEST_SUM: Final = 2**62
 """Minor units that the amounts of an account, sent or received, may add up to."""
 
-HUB_PAYMENTS: Final = 200_000
-"""An account with more payments than this is a hub: to read them all takes seconds, so that is left to the batch."""
+HUB_PAYMENTS: Final = 500_000
+"""An account with more payments than this is a hub: its rows take seconds, so that they are left to the batch."""
 
 STANDING_VIEWS: Final = tuple(dict.fromkeys(view for view, _ in STANDING))
 

@@ -36,7 +36,7 @@ class OnDemandResult:
     """Rows per view name, in no order; keys without any event; keys whose rows could not be had, with the reason.
 
     Every asked key is in one of the three. `max_seq` is the ingest sequence that all rows include. `told_late` has
-    other accounts whose neighbour rows may lack what was late of the asked ones, and since when.
+    other accounts whose neighbour rows may lack what was late of `late_accounts`, which were asked, and since when.
     """
 
     tables: dict[str, pa.Table]
@@ -44,6 +44,7 @@ class OnDemandResult:
     failed: dict[EntityKey, str] = field(default_factory=dict)
     max_seq: int = 0
     told_late: dict[str, int] = field(default_factory=dict)
+    late_accounts: frozenset[str] = frozenset()
 
 
 def latest_rows(
@@ -81,12 +82,17 @@ def latest_rows(
                 )
         parts = list(wanted.rows(known, keys, failed))
         tables[view.name] = pa.concat_tables([view.arrow_schema.empty_table(), *parts])
+    told_late: dict[str, int] = {}
+    late_accounts: frozenset[str] = frozenset()
+    if covered is not None and EXPOSURE.name in covered:
+        late_accounts, told_late = histories.told_late(accounts, covered[EXPOSURE.name])
     return OnDemandResult(
         tables=tables,
         never_seen=never_seen(edges, keys_by_entity),
         failed=failed,
         max_seq=edges.max_seq,
-        told_late=histories.told_late(accounts, covered[EXPOSURE.name]) if covered and EXPOSURE.name in covered else {},
+        told_late=told_late,
+        late_accounts=late_accounts,
     )
 
 
@@ -115,22 +121,26 @@ class _Histories:
         ids = self.edges.account_ids.tolist()
         return self.snapshot.late(ids, np.full(len(ids), after_seq))
 
-    def told_late(self, accounts: Sequence[str], covered: Mapping[EntityKey, Coverage]) -> dict[str, int]:
-        """Return counterparties of accounts that have rows since something was late of one of them, and since when."""
+    def told_late(
+        self, accounts: Sequence[str], covered: Mapping[EntityKey, Coverage]
+    ) -> tuple[frozenset[str], dict[str, int]]:
+        """Return accounts of which something was late, counterparties that have rows since then, and since when."""
+        nobody: frozenset[str] = frozenset()
         if self.snapshot is None:
-            return {}
+            return nobody, {}
         after_seq = np.array([covered.get((account,), NOTHING_COVERED).seq for account in accounts], np.int64)
         late = self.snapshot.late(accounts, after_seq)
         if not len(late.seq):
-            return {}
+            return nobody, {}
         since_ms = np.full(len(accounts), NEVER_MS)
         np.minimum.at(since_ms, late.account, late.ts_ms)
         last_of = self.snapshot.last_since(int(since_ms.min()))
         last_ms = np.array([last_of.get(account_id, -1) for account_id in self.edges.account_ids.tolist()], np.int64)
         codes = self.edges.codes(list(accounts))
         touched = touched_accounts(self.edges, codes[codes >= 0], since_ms[codes >= 0], last_ms)
-        others = np.setdiff1d(touched, codes)
-        return dict.fromkeys(self.edges.account_ids[others].tolist(), int(since_ms.min()))
+        others = self.edges.account_ids[np.setdiff1d(touched, codes)].tolist()
+        late_accounts = frozenset(accounts[at] for at in np.unique(late.account).tolist())
+        return late_accounts, dict.fromkeys(others, int(since_ms.min()))
 
 
 @dataclass(frozen=True, kw_only=True)

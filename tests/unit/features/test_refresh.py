@@ -136,6 +136,9 @@ def test_arrivals_in_any_order_end_in_the_rows_of_one_backfill(data: Any, storie
     for prefix in "tuv":
         known = house.records.history
         house.arrive(data.draw(stories.histories(max_payments=6, max_changes=5, prefix=prefix, of=known)))
+        some = sorted(house.online.marks)
+        if some and data.draw(st.booleans()):
+            house.refresh(data.draw(st.lists(st.sampled_from(some), unique=True)))
         # In bulk, what has no rows gets its newest alone.
         bulk = house.online.marks.keys() <= {key for _, key in house.online.rows}
         house.refresh(bulk_keys=data.draw(st.sampled_from([0, 10**6])) if bulk else 10**6)
