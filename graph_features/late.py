@@ -69,7 +69,7 @@ def stale_rows(edges: EdgeTable, view: ViewSchema, covered: Mapping[int, Coverag
 def _ranges(first: Int64, length: Int64) -> Int64:
     """Return first[0], first[0] + 1, ..., length[0] of them, then the same for each further one."""
     before = np.cumsum(length) - length
-    return np.arange(int(length.sum())) + np.repeat(first - before, length)
+    return np.asarray(np.arange(int(length.sum())) + np.repeat(first - before, length))
 
 
 def _first_since(late: Late, n_accounts: int, account: Int64, seq: Int64) -> Int64:

@@ -85,6 +85,8 @@ class Histories:
     def _followed(self, identity: str, parts: list[Part], up_to_seq: int, read: ReadBetween) -> _Tail | None:
         """Return the tail behind `parts`, brought up to `up_to_seq`; None if that takes too long now."""
         tail = self._tail_behind(identity, parts)
+        if up_to_seq == tail.end and tail is self._tail:
+            return tail
         up_to_seq = max(up_to_seq, tail.end)
         if up_to_seq - tail.end <= PIECE_RECORDS:
             new = read(tail.end - 1, up_to_seq)
