@@ -208,11 +208,10 @@ class _Payments:
         near_of = np.zeros((near.shape[1], near.shape[0] + 1), np.int64)
         near_of[:, :-1] = near.T
         # What lies before the first piece, and between two segments, has no mean; 0 does.
-        lengths, means = np.empty(len(ends) + 1, np.int64), np.zeros(len(ends) + 1, np.int64)
-        lengths[0], lengths[-1] = ends[0], len(items) - ends[-1]
-        lengths[1:-1] = ends[1:] - ends[:-1]
+        cuts = np.concatenate(([0], ends, [len(items)]))
+        means = np.zeros(len(ends) + 1, np.int64)
         means[1:] = near_of.ravel()
-        away = (items[:, 1 + TOTAL] - items[:, 1 + COUNT] * means.repeat(lengths)).astype(np.float64)
+        away = (items[:, 1 + TOTAL] - items[:, 1 + COUNT] * means.repeat(cuts[1:] - cuts[:-1])).astype(np.float64)
         spread = away * away / items[:, 1 + COUNT]
         spread[self._many] += self.deviations
         count = self.pieces[..., COUNT]
