@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from graph_features.schema import EntityKey
+
+if TYPE_CHECKING:
+    from graph_features.sources.snapshot import Snapshot
 
 MarkPending = Callable[[list[EntityKey]], None]
 
@@ -121,6 +124,14 @@ class GraphStore(Protocol):
         """Count and checksum of payments per bucket, comparable with RecordStore.checksum."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """A record store that may hold all its records at hand, by account."""
+
+    def snapshot(self) -> Snapshot | None:
+        """Everything that is committed by now; None where the store had better be asked account by account."""
 
 
 @runtime_checkable
