@@ -65,7 +65,8 @@ def latest_rows(
     `covered`, per view name, is that of `batch.latest_rows`. Errors of the stores are raised.
     """
     accounts = sorted({key[0] for keys in keys_by_entity.values() for key in keys})
-    histories = _Histories.of(records, accounts, before_ms)
+    # Stored rows are renewed with what is late of counterparties too, which only the index of all records can tell.
+    histories = _Histories.of(records, accounts, before_ms, wait=covered is not None)
     edges = histories.edges
     tables: dict[str, pa.Table] = {}
     failed: dict[EntityKey, str] = {}
@@ -105,8 +106,8 @@ class _Histories:
     snapshot: Snapshot | None
 
     @classmethod
-    def of(cls, records: RecordStore, accounts: Sequence[str], before_ms: int) -> _Histories:
-        snapshot = records.snapshot() if isinstance(records, Indexed) else None
+    def of(cls, records: RecordStore, accounts: Sequence[str], before_ms: int, *, wait: bool) -> _Histories:
+        snapshot = records.snapshot(wait=wait) if isinstance(records, Indexed) else None
         if snapshot is not None:
             return cls(edges=snapshot.edges(accounts, before_ms=before_ms), own=None, snapshot=snapshot)
         own = records.read_accounts(accounts, before_ms=before_ms)

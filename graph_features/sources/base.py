@@ -130,8 +130,11 @@ class GraphStore(Protocol):
 class Indexed(Protocol):
     """A record store that may hold all its records at hand, by account."""
 
-    def snapshot(self) -> Snapshot | None:
-        """Everything that is committed by now; None where the store had better be asked account by account."""
+    def snapshot(self, *, wait: bool = False) -> Snapshot | None:
+        """Everything that is committed by now; None where the store had better be asked account by account.
+
+        With `wait` an index that lags behind is brought up to date first, which may take minutes, once.
+        """
 
 
 @runtime_checkable

@@ -66,16 +66,19 @@ class Histories:
         self._tail: _Tail | None = None
         self._open: dict[str, OpenPart] = {}
 
-    def snapshot(self, *, up_to_seq: int, identity: str, read: ReadBetween) -> Snapshot | None:
+    def snapshot(self, *, up_to_seq: int, identity: str, read: ReadBetween, wait: bool = False) -> Snapshot | None:
         """Return everything numbered up to `up_to_seq`, or to more where another process has read further.
 
-        None where the parts lag behind so far that the database had better be asked.
+        None where the parts lag behind so far that the database had better be asked; with `wait` they are brought up
+        to date instead.
         """
         while True:
             parts = self._cache.parts(identity)
             try:
                 tail = self._followed(identity, parts, up_to_seq, read)
                 if tail is None:
+                    if wait:
+                        continue
                     return None
                 opened = self._opened(parts)
             except FileNotFoundError:  # joined with others since the manifest was read

@@ -150,13 +150,16 @@ class PostgresRecords:
                 max_seq=last,
             )
 
-    def snapshot(self) -> Snapshot | None:
-        """Everything that is committed by now, by account; None without a cache folder or where it lags far behind."""
+    def snapshot(self, *, wait: bool = False) -> Snapshot | None:
+        """Everything that is committed by now, by account; None without a cache folder.
+
+        Where the index lags far behind, None as well, unless `wait` allows for bringing it up to date.
+        """
         if self._histories is None:
             return None
         with self._connections.use() as connection:
             last, identity = _one(connection, self._sql["state"])
-            return self._histories.snapshot(up_to_seq=last, identity=identity, read=self._reader(connection))
+            return self._histories.snapshot(up_to_seq=last, identity=identity, read=self._reader(connection), wait=wait)
 
     def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
         """Those of `account_ids` that sent or received anything before `before_ms`."""

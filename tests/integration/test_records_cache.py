@@ -243,6 +243,17 @@ def test_a_reader_far_behind_catches_up_in_pieces(place: Place, write: Callable[
     place.same_of("b")
 
 
+def test_who_waits_has_everything_at_hand(place: Place, write: Callable[[Store, range], None]) -> None:
+    """A reader far behind that may wait gets the whole index at the first call."""
+    write(place.plain, range(20_000))
+    store = place.open(place.cache)
+    assert store.snapshot() is None
+    snapshot = store.snapshot(wait=True)
+    assert snapshot is not None
+    assert snapshot.max_seq == place.plain.max_seq() == 60_000
+    store.close()
+
+
 @pytest.mark.parametrize("joined", [False, True])
 def test_histories_of_a_store_set_back_are_read_anew(
     place: Place, write: Callable[[Store, range], None], joined: bool

@@ -160,7 +160,7 @@ class MemoryRecords:
         # Numbers are given once: what is left out keeps its own.
         return _only(self.history.records(), [payment.id for payment in found.payments], before_ms or 2**62)
 
-    def snapshot(self) -> Snapshot | None:
+    def snapshot(self, *, wait: bool = False) -> Snapshot | None:
         """What an indexed store has at hand, in one part or two."""
         if not self.indexed:
             return None
