@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from graph_features.errors import SchemaMismatchError, UnknownFeatureError
 from graph_features.schema import DType, ViewSchema
-from graph_features.stores.codec import Bool, Columns, Int64, from_table, unpack
+from graph_features.stores.codec import Columns, from_table, unpack
+from graph_features.stores.heads import Bool, Int64
 
 if TYPE_CHECKING:
     import pyarrow as pa

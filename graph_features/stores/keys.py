@@ -28,9 +28,24 @@ def decode_key(data: bytes) -> EntityKey:
     return tuple(part.decode("utf-8", "surrogatepass") for part in (*parts, rest))
 
 
+def _escape(name: str) -> str:
+    """A name without the separator, so that no view's prefix begins another's."""
+    return name.replace("%", "%25").replace(":", "%3A")
+
+
+def rows_prefix(project: str) -> bytes:
+    """What the keys of all rows of a project begin with."""
+    return f"{_escape(project)}:rows:".encode()
+
+
 def row_prefix(project: str, view_name: str) -> bytes:
     """What the keys of all rows of one view of a project begin with."""
-    return f"{project}:rows:{view_name}:".encode()
+    return rows_prefix(project) + f"{_escape(view_name)}:".encode()
+
+
+def pending_name(project: str) -> str:
+    """Where the pending marks of a project are kept."""
+    return f"{_escape(project)}:pending"
 
 
 def row_keys(project: str, view_name: str, keys: Sequence[EntityKey]) -> list[bytes]:

@@ -1,0 +1,100 @@
+"""The part that packed values of every format share: header, null bitmap and one word per feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+HEADER_BYTES = 32
+WORD = 8
+HEADER_WORDS = HEADER_BYTES // WORD
+
+
+def first_word(magic: bytes, features: int) -> int:
+    """Magic and number of features as one signed integer."""
+    return int.from_bytes(magic + features.to_bytes(4, "little"), "little", signed=True)
+
+
+def signed(word: int) -> int:
+    """An unsigned 64-bit word as a signed integer."""
+    return word - 2**64 if word >= 2**63 else word
+
+
+def bitmap_words(features: int) -> int:
+    """Words of the null bitmap."""
+    return -(-features // 64)
+
+
+def build_heads(words: tuple[int, int], event: Int64, created: Int64, valid: Bool, slots: Int64) -> Int64:
+    """Return int64[n, fixed words]: all of a value that comes before what is of variable width."""
+    n, features = slots.shape
+    bitmap = bitmap_words(features)
+    head = np.zeros((n, HEADER_WORDS + bitmap + features), np.int64)
+    head[:, 0], head[:, 1] = words
+    head[:, 2] = event
+    head[:, 3] = created
+    bits = np.zeros((n, bitmap * WORD), np.uint8)
+    packed = np.packbits(valid, axis=1, bitorder="little")
+    bits[:, : packed.shape[1]] = packed
+    head[:, HEADER_WORDS : HEADER_WORDS + bitmap] = bits.view(np.int64)
+    head[:, HEADER_WORDS + bitmap :] = slots
+    return head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The k of n values that have the right first words; whether they are whole is for the format to say.
+
+    `given` is bool[n]: where there was a value at all. `rows` (places among the n), `starts` and `words` (place and
+    length in `buffer`, in words), `event`, `created`, `valid` and `slots` are of the k values. `data` is the bytes of
+    `buffer`.
+    """
+
+    given: Bool
+    rows: Int64
+    data: bytes
+    buffer: Int64
+    starts: Int64
+    words: Int64
+    event: Int64
+    created: Int64
+    valid: Bool
+    slots: Int64
+
+
+def read_heads(words: tuple[int, int], features: int, values: Sequence[bytes | None]) -> Heads:
+    """Read the heads of values that begin with `words` and are long enough; None for absent ones."""
+    n, bitmap = len(values), bitmap_words(features)
+    fixed = HEADER_WORDS + bitmap + features
+    sizes = np.fromiter((-1 if value is None else len(value) for value in values), np.int64, n)
+    rows = np.flatnonzero((sizes >= fixed * WORD) & (sizes % WORD == 0))
+    data = b"".join([values[row] or b"" for row in rows.tolist()])
+    buffer = np.frombuffer(data, np.int64)
+    lengths = sizes[rows] // WORD
+    starts = np.cumsum(lengths) - lengths
+    if len(rows) and (lengths == lengths[0]).all():
+        head = buffer.reshape(len(rows), -1)[:, :fixed]
+    else:
+        head = buffer[starts[:, None] + np.arange(fixed)]
+    good = (head[:, 0] == words[0]) & (head[:, 1] == words[1])
+    if not good.all():
+        rows, starts, lengths, head = rows[good], starts[good], lengths[good], head[good]
+    bits = np.ascontiguousarray(head[:, HEADER_WORDS : HEADER_WORDS + bitmap]).view(np.uint8)
+    return Heads(
+        given=sizes >= 0,
+        rows=rows,
+        data=data,
+        buffer=buffer,
+        starts=starts,
+        words=lengths,
+        event=head[:, 2],
+        created=head[:, 3],
+        valid=np.unpackbits(bits, axis=1, count=features, bitorder="little").astype(np.bool_),
+        slots=head[:, HEADER_WORDS + bitmap :],
+    )

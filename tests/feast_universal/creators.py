@@ -1,0 +1,29 @@
+"""What Feast's own universal test suite runs against: FULL_REPO_CONFIGS_MODULE names this module (see run.py).
+
+It is imported by Feast's tests, from a checkout of Feast's repository, and by nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from tests.universal.feature_repos import integration_test_repo_config as configs  # type: ignore[import-not-found]
+from tests.universal.feature_repos.universal.data_sources.file import (  # type: ignore[import-not-found]
+    FileDataSourceCreator,
+)
+
+# Under the name "redis", so that tests of that store alone run too.
+AVAILABLE_ONLINE_STORES = {"redis": (json.loads(os.environ["UNIVERSAL_ONLINE_STORE"]), None)}
+AVAILABLE_OFFLINE_STORES = [("local", FileDataSourceCreator)]
+
+
+class RepoConfig(configs.IntegrationTestRepoConfig):  # type: ignore[misc]
+    """Feast's configuration of a test with the compute engine that belongs to the store."""
+
+    def __init__(self, **values: object) -> None:
+        engine = os.environ.get("UNIVERSAL_BATCH_ENGINE", "local")
+        super().__init__(**{"batch_engine": engine if engine == "local" else {"type": engine}, **values})
+
+
+configs.IntegrationTestRepoConfig = RepoConfig
