@@ -256,19 +256,24 @@ def _texts(value_type: str, column: pa.Array) -> list[bytes]:
 
 def _slices_of(column: pa.Array) -> list[bytes]:
     """The bytes of each text of a column."""
+    if not len(column):
+        return []
     _, offsets, data = column.buffers()
     bounds = np.frombuffer(offsets, np.int32, len(column) + 1, column.offset * 4).tolist()
-    raw = b"" if data is None else data.to_pybytes()
-    return [raw[start:end] for start, end in itertools.pairwise(bounds)]
+    # A slice of a table shares the buffers of the whole: copy the slice's part only.
+    first, last = bounds[0], bounds[-1]
+    raw = b"" if data is None else data.slice(first, last - first).to_pybytes()
+    return [raw[start - first : end - first] for start, end in itertools.pairwise(bounds)]
 
 
 def _float_lists(field: str, column: pa.Array) -> list[bytes]:
+    if not len(column):
+        return []
     tag, size = scalar_tag(field), column.type.value_type.bit_width // 8
     bounds = np.frombuffer(column.buffers()[1], np.int32, len(column) + 1, column.offset * 4)
-    first = int(bounds[0]) if len(bounds) else 0
     raw = np.ascontiguousarray(column.flatten().to_numpy(zero_copy_only=False)).tobytes()
     out, at = [], 0
-    for known, length in zip(column.is_valid().to_pylist(), np.diff(bounds - first).tolist(), strict=True):
+    for known, length in zip(column.is_valid().to_pylist(), np.diff(bounds).tolist(), strict=True):
         if not known:
             out.append(b"")
             continue

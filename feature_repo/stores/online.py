@@ -168,7 +168,7 @@ class PackedOnlineStore(OnlineStore):
 
 
 class RedisPackedOnlineStoreConfig(FeastConfigBaseModel):
-    """The options of Feast's own Redis store, and those of ours: see docs/feast-stores.md.
+    """The options of Feast's own Redis store, and those of ours: see docs/feast.md.
 
     Without a `connection_string` the address comes from RINGFENCE_REDIS_*: see docs/configuration.md.
     """

@@ -47,7 +47,7 @@ class Packer(Protocol):
         """Rows as Feast hands them to a store."""
 
     def of_table(self, rows: pa.Table) -> Packing:
-        """Rows with the columns of the view's source."""
+        """Rows with the columns of the view's source, by the names that its field mapping gives them."""
 
     def block(self, values: Sequence[bytes | None]) -> Block:
         """Decode values."""
@@ -112,8 +112,13 @@ class GeneralPacker:
         return self._packing(general.from_protos(self.view, rows), general.key_bytes([row[0] for row in rows]))
 
     def of_table(self, rows: pa.Table) -> Packing:
-        created = self.source.created_timestamp_column or None
-        columns = general.from_arrow(self.view, rows, event=self.source.timestamp_field, created=created)
+        mapping, created = self.source.field_mapping or {}, self.source.created_timestamp_column
+        columns = general.from_arrow(
+            self.view,
+            rows,
+            event=mapping.get(self.source.timestamp_field, self.source.timestamp_field),
+            created=mapping.get(created, created) if created else None,
+        )
         return self._packing(columns, general.key_columns(self.view, rows))
 
     def _packing(self, columns: GeneralColumns, keys: Sequence[bytes]) -> Packing:

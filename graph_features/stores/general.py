@@ -19,13 +19,11 @@ that its unit may differ between formats.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,17 +91,6 @@ class GeneralView:
         if name not in self.positions:
             raise UnknownFeatureError(f"view {self.name} has no feature {name!r}; it has {', '.join(self.names)}")
         return self.positions[name]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> GeneralView:
-        return cls(
-            name=data["name"],
-            keys=tuple((name, kind) for name, kind in data["keys"]),
-            fields=tuple(GeneralField(**{**field, "kind": Kind(field["kind"])}) for field in data["fields"]),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,9 +229,3 @@ class GeneralBlock:
             expected, got = " or ".join(kinds), self.view.fields[place].kind
             raise UnknownFeatureError(f"{self.view.name}:{name} is kept as {got}, expected {expected}")
         return place
-
-
-def split_groups(values: Sequence[bytes | None], lengths: Sequence[int]) -> list[Sequence[bytes | None]]:
-    """Cut values into groups of these lengths, in order."""
-    ends = list(itertools.accumulate(lengths))
-    return [values[end - length : end] for end, length in zip(ends, lengths, strict=True)]

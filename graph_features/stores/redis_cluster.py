@@ -7,7 +7,6 @@ through redis-py, which follows redirections and finds the new masters. Every co
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ class ClusterLink:
         nodes = [ClusterNode(host, port) for host, port in target.nodes]  # type: ignore[no-untyped-call]
         options = {"socket_keepalive": True, "client_name": "ringfence", **target.options}
         self.client: Any = RedisCluster(startup_nodes=nodes, **options)
+        self._loaded: dict[str, str] = {}
 
     def get(self, names: Sequence[bytes]) -> list[bytes | None]:
         answers: list[bytes | None] = []
@@ -51,7 +51,10 @@ class ClusterLink:
         return first, self.get(names)
 
     def run(self, script: str, names: Sequence[bytes], values: Sequence[bytes], tail: Tail) -> int:
-        sha, total = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest(), 0
+        if script not in self._loaded:
+            # On every master. One that comes later answers that it has no such script, and is sent it with the row.
+            self._loaded[script] = self.client.script_load(script)
+        sha, total = self._loaded[script], 0
         for trip in slices(len(names), ROWS_PER_TRIP):
             groups = self._by_slot(names, trip)
             commands = [self._evalsha(sha, names, values, tail, rows) for rows in groups]
@@ -93,13 +96,16 @@ class ClusterLink:
     def _send(self, commands: Sequence[Command], keys: Sequence[bytes], again: Callable[[int], Any]) -> list[Any]:
         """Answers in order; `again(i)` repeats command i by redis-py's own means."""
         answers: list[Any] = [_UNANSWERED] * len(commands)
-        open_ones = []
-        for node, places in self._by_node(keys).items():
-            talk = _Talk(self.client.get_redis_connection(node), places)
-            if talk.send([commands[place] for place in places]):
-                open_ones.append(talk)
-        for talk in open_ones:
-            talk.receive(answers)
+        talks: list[_Talk] = []
+        try:
+            for node, places in self._by_node(keys).items():
+                talks.append(_Talk(self.client.get_redis_connection(node), places))
+                talks[-1].send([commands[place] for place in places])
+            for talk in talks:
+                talk.receive(answers)
+        finally:
+            for talk in talks:
+                talk.end()
         for place, answer in enumerate(answers):
             if answer is _UNANSWERED:
                 answers[place] = again(place)
@@ -121,30 +127,30 @@ _UNANSWERED = object()
 
 
 class _Talk:
-    """One exchange with one master; what fails stays unanswered."""
+    """One exchange with one master; what fails stays unanswered. `end` must be called, whatever happens."""
 
     def __init__(self, server: Any, places: Sequence[int]) -> None:
         self._pool = server.connection_pool
         self._places = places
         self._connection: Any = None
+        self._sent = self._read = False
 
-    def send(self, commands: Sequence[Command]) -> bool:
+    def send(self, commands: Sequence[Command]) -> None:
         import redis
 
         try:
             self._connection = self._pool.get_connection()
             self._connection.send_packed_command(self._connection.pack_commands(commands))
+            self._sent = True
         except (redis.ConnectionError, redis.TimeoutError, OSError):
-            self._drop()
-            return False
-        except BaseException:
-            self._drop()
-            raise
-        return True
+            return
 
     def receive(self, answers: list[Any]) -> None:
+        """Fill in the answers; raise the last error that a repetition would not mend."""
         import redis
 
+        if not self._sent:
+            return
         repeated = (redis.exceptions.AskError, redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError)
         refused: redis.ResponseError | None = None
         try:
@@ -156,17 +162,14 @@ class _Talk:
                 except redis.ResponseError as error:
                     refused = error
         except (redis.ConnectionError, redis.TimeoutError, OSError):
-            self._drop()
             return
-        except BaseException:
-            self._drop()
-            raise
-        self._pool.release(self._connection)
+        self._read = True
         if refused is not None:
             raise refused
 
-    def _drop(self) -> None:
-        """A connection with answers left on it must not be used again."""
+    def end(self) -> None:
+        """Give the connection back, closed unless every answer was read: it could take them for those of the next."""
         if self._connection is not None:
-            self._connection.disconnect()
+            if not self._read:
+                self._connection.disconnect()
             self._pool.release(self._connection)
