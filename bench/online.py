@@ -168,19 +168,18 @@ def reading(scale: Scale, stock: Side, ours: Side, settings: RedisSettings) -> l
             lambda: columnar.read(ids),
             lambda: columnar.store.get(keys),
         )
-    shared = {"unit": "ms", "conditions": scale.conditions}
     return [
         Figure(
             name="get_online_features", value=fast * 1e3, peer="Feast's Redis store", peer_value=slow * 1e3,
-            goal=2, goal_on="ratio", **shared,
+            goal=2, goal_on="ratio", unit="ms", conditions=scale.conditions,
         ),
         Figure(
             name="columnar read", value=matrix * 1e3, peer="Feast's Redis store", peer_value=slow * 1e3,
-            goal=50, goal_on="ratio", **shared,
+            goal=50, goal_on="ratio", unit="ms", conditions=scale.conditions,
         ),
         Figure(
             name="columnar read", value=matrix * 1e3, peer="bare MGET", peer_value=bare * 1e3,
-            goal=0.25, goal_on="ratio", **shared,
+            goal=0.25, goal_on="ratio", unit="ms", conditions=scale.conditions,
         ),
     ]  # fmt: skip
 
