@@ -1,258 +1,266 @@
-"""What the online stores cost beside Feast's own, on one Redis in one run.
+"""The online stores against Feast's own: reading, materializing, memory. `python -m bench.online`, under five minutes.
 
-    python -m bench.online [--entities 1000] [--rows 200000] [--rounds 7]
-
-Starts a Redis of its own and removes it at the end.
+Both sides run in one process (materializing: each in one of its own) over one Redis, on the same rows, in turn.
+Answers are compared before times are.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import gc
+import json
+import os
+import sqlite3
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import cached_property
+import warnings
+from collections.abc import Callable
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
-from feast.types import Float64, Int64, String
-from feast.value_type import ValueType
+import redis
+from feast import FeatureStore
 
-from bench.homes import guarded_home
+from bench.online_repo import (
+    FEATURES,
+    PERIOD,
+    SERVICE,
+    VIEWS,
+    Place,
+    Side,
+    open_repo,
+    redis_store,
+    sqlite_store,
+    views,
+)
 from bench.report import Figure, publish
 from bench.timing import alternately, note, seconds
-from feature_repo.stores.general import key_columns
-from feature_repo.stores.packing import GeneralPacker, packing
-from graph_features.settings import RedisSettings
-from graph_features.stores.general import GeneralBlock
-from graph_features.stores.redis import RedisOnlineStore
+from feature_repo.stores.export import service_spec
+from graph_features.stores.reader import read_service
 from infra.local import servers
+from infra.local.environment import variables
 
-VIEWS = 4
-FEATURES_PER_VIEW = 15
-END = datetime(2024, 3, 1, tzinfo=UTC)
-START = END - timedelta(days=2)
-ACCOUNT = Entity(name="account", join_keys=["account_id"], value_type=ValueType.STRING)
-OURS = "feature_repo.stores.online.RedisPackedOnlineStore"
-OURS_FILE = "feature_repo.stores.online.SqlitePackedOnlineStore"
-ENGINE = "feature_repo.stores.engine.ColumnarComputeEngine"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """`entities` are asked for at once, of `rows` that are there."""
-
-    entities: int
-    rows: int
-    rounds: int
-
-    @property
-    def conditions(self) -> str:
-        return f"{self.entities} entities of {self.rows}, {VIEWS} views of {FEATURES_PER_VIEW} features"
-
-
-def views(folder: Path) -> list[FeatureView]:
-    """Two thirds float64, one third int64."""
-    schema = [Field(name="account_id", dtype=String)]
-    schema += [Field(name=f"f{i}", dtype=Int64 if i % 3 == 0 else Float64) for i in range(FEATURES_PER_VIEW)]
-    return [
-        FeatureView(
-            name=f"view{number}",
-            entities=[ACCOUNT],
-            schema=schema,
-            source=FileSource(name=f"s{number}", path=str(folder / f"{number}.parquet"), timestamp_field="at"),
-        )
-        for number in range(VIEWS)
-    ]
-
-
-def write_sources(folder: Path, rows: int) -> None:
-    """One row an entity and view; a tenth of the floats are null."""
-    rng = np.random.default_rng(7)
-    for number in range(VIEWS):
-        columns = {
-            "account_id": pa.array([f"acc-{i:07d}" for i in range(rows)]),
-            "at": pa.array([END - timedelta(days=1)] * rows, pa.timestamp("us", "UTC")),
-        }
-        for i in range(FEATURES_PER_VIEW):
-            if i % 3 == 0:
-                columns[f"f{i}"] = pa.array(rng.integers(0, 10**6, rows))
-            else:
-                columns[f"f{i}"] = pa.array(rng.normal(size=rows), mask=rng.random(rows) < 0.1)
-        pq.write_table(pa.table(columns), folder / f"{number}.parquet")
-
-
-class Side:
-    """Feast over one online store, its views registered."""
-
-    def __init__(self, folder: Path, name: str, online: dict[str, Any], engine: str) -> None:
-        self.store = FeatureStore(
-            config=RepoConfig(
-                project=name,
-                registry=str(folder / f"{name}.db"),
-                provider="local",
-                online_store=online,
-                batch_engine={"type": engine},
-                entity_key_serialization_version=3,
-            )
-        )
-        self.views = views(folder)
-        self.store.apply([ACCOUNT, *self.views])
-        self.refs = [f"{view.name}:{field.name}" for view in self.views for field in view.features]
-
-    def materialize(self, names: list[str]) -> None:
-        self.store.materialize(START, END, feature_views=names)
-
-    def read(self, keys: list[str]) -> Any:
-        """Feast's own call, its answer left as protobuf."""
-        return self.store.get_online_features(self.refs, {"account_id": keys}, full_feature_names=True).proto
-
-
-class Columnar:
-    """Ids to float32 matrices, without Feast's call."""
-
-    def __init__(self, side: Side, settings: RedisSettings) -> None:
-        self.store = RedisOnlineStore(settings, project=side.store.project)
-        self._packers = [packing(view, side.store.config) for view in side.views]
-
-    @cached_property
-    def _names(self) -> list[str]:
-        return [f"f{i}" for i in range(FEATURES_PER_VIEW)]
-
-    def keys(self, ids: list[str]) -> list[bytes]:
-        table = pa.table({"account_id": ids})
-        found: list[bytes] = []
-        made: dict[tuple[tuple[str, str], ...], list[bytes]] = {}
-        for packer in self._packers:
-            assert isinstance(packer, GeneralPacker)
-            join_keys, prefix = packer.view.keys, packer.prefix
-            if join_keys not in made:
-                made[join_keys] = key_columns(packer.view, table)
-            found += [prefix + key for key in made[join_keys]]
-        return found
-
-    def read(self, ids: list[str]) -> npt.NDArray[np.float32]:
-        values, n = self.store.get(self.keys(ids)), len(ids)
-        blocks = [packer.block(values[at * n : at * n + n]) for at, packer in enumerate(self._packers)]
-        return np.hstack([block.matrix(self._names) for block in blocks if isinstance(block, GeneralBlock)])
-
-
-def check(side: Side, columnar: Columnar, ids: list[str]) -> None:
-    """The matrix holds what Feast answers."""
-    answer = side.store.get_online_features(side.refs, {"account_id": ids}, full_feature_names=True).to_dict()
-    expected = np.array([answer[ref.replace(":", "__")] for ref in side.refs], np.float64).T.astype(np.float32)
-    np.testing.assert_array_equal(columnar.read(ids), expected)
-
-
-def reading(scale: Scale, stock: Side, ours: Side, settings: RedisSettings) -> list[Figure]:
-    """Every way to read the same entities."""
-    picked = np.random.default_rng(3).choice(scale.rows, scale.entities, replace=False)
-    ids = [f"acc-{i:07d}" for i in picked.tolist()]
-    columnar = Columnar(ours, settings)
-    with closing(columnar.store):
-        check(ours, columnar, ids)
-        check(stock, columnar, ids)
-        keys = columnar.keys(ids)
-        slow, fast, matrix, bare = alternately(
-            scale.rounds,
-            lambda: stock.read(ids),
-            lambda: ours.read(ids),
-            lambda: columnar.read(ids),
-            lambda: columnar.store.get(keys),
-        )
-    return [
-        Figure(
-            name="get_online_features", value=fast * 1e3, peer="Feast's Redis store", peer_value=slow * 1e3,
-            goal=2, goal_on="ratio", unit="ms", conditions=scale.conditions,
-        ),
-        Figure(
-            name="columnar read", value=matrix * 1e3, peer="Feast's Redis store", peer_value=slow * 1e3,
-            goal=50, goal_on="ratio", unit="ms", conditions=scale.conditions,
-        ),
-        Figure(
-            name="columnar read", value=matrix * 1e3, peer="bare MGET", peer_value=bare * 1e3,
-            goal=0.25, goal_on="ratio", unit="ms", conditions=scale.conditions,
-        ),
-    ]  # fmt: skip
-
-
-@contextmanager
-def memory_used(client: Any, found: list[float]) -> Iterator[None]:
-    """Append how many bytes more Redis holds afterwards."""
-    before = client.info("memory")["used_memory"]
-    yield
-    found.append(client.info("memory")["used_memory"] - before)
-
-
-def filling(scale: Scale, stock: Side, ours: Side, client: Any) -> list[Figure]:
-    """Materialize every view; the first is timed."""
-    used: list[float] = []
-    taken: list[float] = []
-    for side in (ours, stock):
-        note(f"materializing {side.store.project}")
-        with memory_used(client, used):
-            taken.append(seconds(lambda side=side: side.materialize(["view0"])))  # type: ignore[misc]
-            if side is ours:
-                # Before the other side runs: the largest size of this process only grows.
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            side.materialize([view.name for view in side.views[1:]])
-    rows = f"{scale.rows} rows of {FEATURES_PER_VIEW} features"
-    return [
-        Figure(
-            name="materialize", value=taken[0], unit="s", peer="Feast's Redis store", peer_value=taken[1],
-            goal=10, goal_on="ratio", conditions=rows,
-        ),
-        Figure(name="materialize, peak memory of the process", value=peak, unit="MB", goal=500, conditions=rows),
-        Figure(
-            name="Redis memory per account", value=used[0] / scale.rows, unit="bytes", peer="Feast's Redis store",
-            peer_value=used[1] / scale.rows, conditions=scale.conditions,
-        ),
-    ]  # fmt: skip
-
-
-def files(scale: Scale, folder: Path) -> list[Figure]:
-    """Bytes of a SQLite file per value, over one view."""
-    sizes = []
-    for name, kind, engine in (("packed", OURS_FILE, ENGINE), ("plain", "sqlite", "local")):
-        path = folder / f"{name}.sqlite"
-        side = Side(folder, name, {"type": kind, "path": str(path)}, engine)
-        note(f"materializing into SQLite: {name}")
-        side.materialize(["view0"])
-        held = sum(part.stat().st_size for part in folder.glob(f"{name}.sqlite*"))
-        sizes.append(held / (scale.rows * FEATURES_PER_VIEW))
-    peer = "Feast's SQLite store"
-    return [Figure(name="SQLite bytes per value", value=sizes[0], unit="bytes", peer=peer, peer_value=sizes[1])]
+ACCOUNTS = 5_000
+ROUNDS = {1: 41, 100: 15, 1_000: 7}
+COLUMNAR_GOAL, MGET_GOAL, FEAST_GOAL = 50, 0.25, 2
+"""At 1000 entities: the columnar read against Feast, the same against a bare MGET, ours through Feast against Feast."""
+MATERIALIZED = 200_000
+MATERIALIZE_GOAL, PEAK_GOAL_MB = 10, 500
+SQLITE_ACCOUNTS = 1_000
+MB = 1_000_000
+SIDES: tuple[Side, Side] = ("feast", "ours")
 
 
 def main() -> None:
-    """Run it all; figures go to bench/out/online.jsonl."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entities", type=int, default=1_000)
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--rounds", type=int, default=7)
-    scale = Scale(**vars(parser.parse_args()))
-    with guarded_home() as home, tempfile.TemporaryDirectory() as name:
-        import redis
-
-        folder = Path(name)
-        settings = servers.up(home, only=["redis"], durable=False).redis
-        password = settings.password.get_secret_value()
-        address = f"{settings.host}:{settings.port},password={password}"
-        write_sources(folder, scale.rows)
-        ours = Side(folder, "ours", {"type": OURS, "connection_string": address}, ENGINE)
-        stock = Side(folder, "stock", {"type": "redis", "connection_string": address}, "local")
-        with redis.Redis(host=settings.host, port=settings.port, password=password) as client:
-            figures = filling(scale, stock, ours, client)
-        figures = [*reading(scale, stock, ours, settings), *figures, *files(scale, folder)]
+    """Start Redis, measure, publish."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=MATERIALIZED, help="rows to materialize")
+    rows = parser.parse_args().rows
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory(prefix="ringfence-bench-") as folder:
+        home = Path(folder)
+        running = servers.up(home / "home", only=["redis"], durable=False)
+        try:
+            place = Place(folder=home, redis=running.redis)
+            with redirect_stdout(sys.stderr):
+                figures = [*reading(place), *materializing(place, rows), *sqlite_size(place)]
+        finally:
+            servers.down(home / "home")
     publish("online", figures)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def reading(place: Place) -> list[Figure]:
+    """60 features of 4 views for 1, 100 and 1000 accounts, four ways; and what the rows take in Redis."""
+    stores: dict[Side, FeatureStore] = {}
+    taken: dict[Side, float] = {}
+    for side in SIDES:
+        note(f"reading: {VIEWS} views of {ACCOUNTS:,} accounts into {side}'s store")
+        stores[side] = open_repo(place, side, redis_store(place, side))
+        stores[side].apply(views(place, ACCOUNTS))
+        before = memory(place)
+        stores[side].materialize(*PERIOD)
+        taken[side] = (memory(place) - before) / ACCOUNTS
+    figures = [figure for count in ROUNDS for figure in read_figures(place, stores, count)]
+    for store in stores.values():
+        store.teardown()  # type: ignore[no-untyped-call]
+    return [
+        *figures,
+        Figure(
+            name="Redis memory per account",
+            value=taken["ours"],
+            unit="bytes",
+            peer="feast",
+            peer_value=taken["feast"],
+            conditions=f"{VIEWS} views of {FEATURES} numbers, {ACCOUNTS} accounts; a key per view, not a hash for all",
+        ),
+    ]
+
+
+def read_figures(place: Place, stores: dict[Side, FeatureStore], count: int) -> list[Figure]:
+    """The four ways for so many accounts."""
+    ids = [f"account-{at * (ACCOUNTS // count):07}" for at in range(count)]
+    rows = [{"account_id": one} for one in ids]
+    refs = [f"view_{view}:f{at}" for view in range(VIEWS) for at in range(FEATURES)]
+    ways: dict[Side, Callable[[], Any]] = {
+        side: lambda store=store: store.get_online_features(refs, rows, full_feature_names=True)  # type: ignore[misc]
+        for side, store in stores.items()
+    }
+    ours = stores["ours"]
+    plugin: Any = ours._get_provider().online_store
+    packed, spec = plugin.packed(ours.config), service_spec(ours, SERVICE)
+    columnar = lambda: read_service(packed, spec, {"account_id": ids})  # noqa: E731 - one more way
+    client = redis.Redis.from_url(url(place))
+    names = [name for name in client.scan_iter(count=10_000) if any(name.endswith(one.encode()) for one in ids[:1])]
+    names = [name[: -len(ids[0])] + one.encode() for name in names for one in ids]
+    bare = lambda: client.mget(names)  # noqa: E731
+    check(ways, columnar, bare, count)
+    note(f"reading {count} accounts: feast, ours through Feast, columnar, bare MGET")
+    gc.collect()
+    gc.freeze()
+    feast_s, ours_s, columnar_s, bare_s = alternately(ROUNDS[count], ways["feast"], ways["ours"], columnar, bare)
+    at_goal = count == max(ROUNDS)
+    shown = f"{VIEWS * FEATURES} features of {VIEWS} views, {count} accounts"
+    figures = [
+        read_figure(f"get_online_features, {count}", ours_s, "feast", feast_s, FEAST_GOAL if at_goal else None, shown),
+        read_figure(f"columnar read, {count}", columnar_s, "feast", feast_s, COLUMNAR_GOAL if at_goal else None, shown),
+        read_figure(f"columnar read, {count}", columnar_s, "MGET", bare_s, MGET_GOAL if at_goal else None, shown),
+    ]
+    client.close()
+    return figures
+
+
+def read_figure(name: str, own_s: float, peer: str, peer_s: float, goal: float | None, shown: str) -> Figure:
+    """Milliseconds of one read."""
+    return Figure(
+        name=name,
+        value=own_s * 1_000,
+        unit="ms",
+        peer=peer,
+        peer_value=peer_s * 1_000,
+        goal=goal,
+        goal_on="ratio",
+        conditions=f"{shown}; median of {ROUNDS[int(name.rpartition(' ')[2])]} in turn",
+    )
+
+
+def check(
+    ways: dict[Side, Callable[[], Any]], columnar: Callable[[], Any], bare: Callable[[], Any], count: int
+) -> None:
+    """All four see the same rows, or the figures mean nothing; raise AssertionError."""
+    feast, ours = (ways[side]().to_dict(include_event_timestamps=True) for side in SIDES)
+    matrix = columnar()
+    assert feast == ours, "Feast's store and ours answer differently"
+    for at, name in enumerate(matrix.names):
+        expected = np.array([np.nan if one is None else one for one in feast[name]], np.float64).astype(np.float32)
+        np.testing.assert_array_equal(matrix.values[:, at], expected, err_msg=name)
+    values = bare()
+    assert len(values) == count * VIEWS, f"MGET: expected {count * VIEWS} values, got {len(values)}"
+    assert all(value is not None for value in values), "MGET does not find the rows"
+
+
+def url(place: Place, database: int | None = None) -> str:
+    """The database that our side uses."""
+    server = place.redis
+    number = place.database("ours") if database is None else database
+    return f"redis://:{server.password.get_secret_value()}@{server.host}:{server.port}/{number}"
+
+
+def memory(place: Place) -> int:
+    """Bytes that Redis uses for all it holds."""
+    with redis.Redis.from_url(url(place)) as client:
+        used: Any = client.info("memory")
+    return int(used["used_memory_dataset"])
+
+
+# ---------------------------------------------------------------- materializing
+
+
+def materializing(place: Place, rows: int) -> list[Figure]:
+    """`materialize` of one view, each time in a new process: once Feast's own, before and after ours."""
+    done: dict[Side, list[dict[str, float]]] = {side: [] for side in SIDES}
+    views(place, rows, count=1)
+    order: tuple[Side, ...] = ("ours", "feast", "ours")
+    for side in order:
+        note(f"materializing {rows:,} rows with {side}")
+        done[side].append(materialize(place, side, rows))
+    took = {side: float(np.median([one["seconds"] for one in runs])) for side, runs in done.items()}
+    peak = {side: max(one["peak"] for one in runs) / MB for side, runs in done.items()}
+    shown = f"{rows:,} rows of {FEATURES} numbers from Parquet, DuckDB offline store; a process each"
+    return [
+        Figure(
+            name=f"materialize {rows:,} rows",
+            value=rows / took["ours"],
+            unit="rows/s",
+            better="higher",
+            peer="feast",
+            peer_value=rows / took["feast"],
+            goal=MATERIALIZE_GOAL,
+            goal_on="ratio",
+            conditions=f"{shown}; ours twice, Feast's once between",
+        ),
+        Figure(
+            name=f"materialize {rows:,} rows: peak memory",
+            value=peak["ours"],
+            unit="MB",
+            peer="feast",
+            peer_value=peak["feast"],
+            goal=PEAK_GOAL_MB,
+            conditions=f"{shown}; whole process, Feast's import included",
+        ),
+    ]
+
+
+def materialize(place: Place, side: Side, rows: int) -> dict[str, float]:
+    """One run in a process of its own, into an empty database."""
+    with redis.Redis.from_url(url(place, place.database(side))) as client:
+        client.flushdb()
+    command = [sys.executable, "-m", "bench.online_materialize", side, str(place.folder), str(rows)]
+    environment = {**os.environ, **variables(place.redis)}
+    printed = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    done: dict[str, float] = json.loads(printed)
+    return done
+
+
+# ---------------------------------------------------------------- SQLite
+
+
+def sqlite_size(place: Place) -> list[Figure]:
+    """Bytes in the file per value, and the time to write it."""
+    taken: dict[Side, float] = {}
+    took: dict[Side, float] = {}
+    for side in SIDES:
+        note(f"SQLite: {VIEWS} views of {SQLITE_ACCOUNTS:,} accounts with {side}")
+        store = open_repo(place, side, sqlite_store(place, side), name="file")
+        store.apply(views(place, SQLITE_ACCOUNTS))
+        took[side] = seconds(lambda store=store: store.materialize(*PERIOD))  # type: ignore[misc]
+        with closing(sqlite3.connect(place.folder / f"{side}.sqlite")) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        taken[side] = sum(one.stat().st_size for one in place.folder.glob(f"{side}.sqlite*"))
+    values = SQLITE_ACCOUNTS * VIEWS * FEATURES
+    return [
+        Figure(
+            name="SQLite per value",
+            value=taken["ours"] / values,
+            unit="bytes",
+            peer="feast",
+            peer_value=taken["feast"] / values,
+            conditions=f"{SQLITE_ACCOUNTS} accounts, {VIEWS} views of {FEATURES}; the file",
+        ),
+        Figure(
+            name="SQLite materialize",
+            value=took["ours"],
+            unit="s",
+            peer="feast",
+            peer_value=took["feast"],
+            conditions=f"{SQLITE_ACCOUNTS} accounts, {VIEWS} views; once",
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from tests.universal.feature_repos.universal.data_sources.file import (  # type:
     FileDataSourceCreator,
 )
 
-# Under the name "redis", so that tests of that store alone run too.
-AVAILABLE_ONLINE_STORES = {"redis": (json.loads(os.environ["UNIVERSAL_ONLINE_STORE"]), None)}
+# Under names that Feast's tests ask for, so that those of one store alone run too.
+AVAILABLE_ONLINE_STORES = {os.environ["UNIVERSAL_NAME"]: (json.loads(os.environ["UNIVERSAL_ONLINE_STORE"]), None)}
 AVAILABLE_OFFLINE_STORES = [("local", FileDataSourceCreator)]
 
 
@@ -22,7 +22,7 @@ class RepoConfig(configs.IntegrationTestRepoConfig):  # type: ignore[misc]
     """Feast's configuration of a test with the compute engine that belongs to the store."""
 
     def __init__(self, **values: object) -> None:
-        engine = os.environ.get("UNIVERSAL_BATCH_ENGINE", "local")
+        engine = os.environ["UNIVERSAL_BATCH_ENGINE"]
         super().__init__(**{"batch_engine": engine if engine == "local" else {"type": engine}, **values})
 
 

@@ -1,0 +1,38 @@
+"""Materialize one view in a process of its own: `python -m bench.online_materialize SIDE FOLDER ROWS` prints JSON.
+
+The password of Redis comes in RINGFENCE_REDIS_*, as everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from time import perf_counter
+from typing import cast
+
+from bench.online_repo import PERIOD, Place, Side, open_repo, redis_store, views
+from graph_features.settings import RedisSettings, load
+
+
+def main(side: Side, folder: Path, rows: int) -> dict[str, float]:
+    """Seconds that `materialize` took, and peak memory of the whole process in bytes."""
+    warnings.simplefilter("ignore")
+    place = Place(folder=folder, redis=load(RedisSettings))
+    store = open_repo(place, side, redis_store(place, side), name="materialize")
+    store.apply(views(place, rows, count=1))
+    started = perf_counter()
+    store.materialize(*PERIOD)
+    took = perf_counter() - started
+    found = store.get_online_features([f"view_0:f{at}" for at in range(2)], [{"account_id": "account-0000001"}])
+    checksum = hash(str(found.to_dict())) % 2**31
+    return {"seconds": took, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "checksum": checksum}
+
+
+if __name__ == "__main__":
+    with redirect_stdout(sys.stderr):
+        done = main(cast(Side, sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    sys.stdout.write(json.dumps(done) + "\n")

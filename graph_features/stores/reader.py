@@ -1,0 +1,224 @@
+"""The columnar read of serving: entity ids and a feature service in, float32 matrices out, without Feast.
+
+`read_service` is the one public function. What it takes, a ServiceSpec, is plain data: serving makes it from the
+catalogue (`serving.online.service_spec`), a Feast repo from its registry (`feature_repo.stores.export.service_spec`),
+and it travels as JSON.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_features.errors import InvalidInputError
+from graph_features.schema import ViewSchema
+from graph_features.stores.base import ValueStore
+from graph_features.stores.blocks import RowBlock
+from graph_features.stores.general import GeneralBlock, GeneralField, GeneralView, Kind
+from graph_features.stores.heads import Bool, Int64
+from graph_features.stores.keys import encode_key, row_prefix
+
+Float32 = npt.NDArray[np.float32]
+AnyView = ViewSchema | GeneralView
+AnyBlock = RowBlock | GeneralBlock
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceView:
+    """Some features of a view under a name of its own; `columns` are the entity columns that hold its join keys.
+
+    `columns` come in the order of the view's own keys.
+    """
+
+    name: str
+    view: AnyView
+    columns: tuple[str, ...]
+    features: tuple[str, ...]
+
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """Those features that are numbers, truth values or times: what has a place in a matrix."""
+        return tuple(name for name in self.features if _is_number(self.view, name))
+
+
+def _is_number(view: AnyView, name: str) -> bool:
+    if isinstance(view, GeneralView):
+        return view.fields[view.position(name)].kind is not Kind.MESSAGE
+    return not view.feature(name).dtype.is_list
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSpec:
+    """A feature service: its views in order."""
+
+    name: str
+    views: tuple[ServiceView, ...]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Columns of the matrix: `view__feature`, as Feast's full feature names."""
+        return tuple(f"{one.name}__{feature}" for one in self.views for feature in one.numbers)
+
+    def to_json(self) -> dict[str, Any]:
+        views = []
+        for one in self.views:
+            kind = "general" if isinstance(one.view, GeneralView) else "own"
+            shown = {"name": one.name, "columns": list(one.columns), "features": list(one.features)}
+            views.append({**shown, "kind": kind, "view": asdict(one.view)})
+        return {"name": self.name, "views": views}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ServiceSpec:
+        views = []
+        for one in data["views"]:
+            view = _general_view(one["view"]) if one["kind"] == "general" else ViewSchema.from_json(one["view"])
+            columns, features = tuple(one["columns"]), tuple(one["features"])
+            views.append(ServiceView(name=one["name"], view=view, columns=columns, features=features))
+        return cls(name=data["name"], views=tuple(views))
+
+
+def _general_view(data: Mapping[str, Any]) -> GeneralView:
+    fields = tuple(GeneralField(**{**field, "kind": Kind(field["kind"])}) for field in data["fields"])
+    return GeneralView(name=data["name"], keys=tuple((key, kind) for key, kind in data["keys"]), fields=fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMatrix:
+    """n entities, the F numbers of a service and its V views.
+
+    `values` is float32[n, F], NaN where null or absent; times are epoch milliseconds of the platform's views and epoch
+    seconds of others, as each keeps them. `valid` is bool[n, F]. `present` and `mismatched` (a row of another schema,
+    which counts as absent) are bool[n, V], `event_ms` is int64[n, V], epoch milliseconds, 0 where absent. `blocks` has
+    the rows by view, for lists and texts and for more than float32 can tell.
+    """
+
+    names: tuple[str, ...]
+    values: Float32
+    valid: Bool
+    present: Bool
+    mismatched: Bool
+    event_ms: Int64
+    blocks: dict[str, AnyBlock]
+
+
+def read_service(store: ValueStore, service: ServiceSpec, entities: Mapping[str, Sequence[Any]]) -> FeatureMatrix:
+    """Read a service's features for n entities given by columns (id n of each column is entity n's).
+
+    One round trip; the answers are those of Feast's `get_online_features`. Raises InvalidInputError for a missing
+    column or an id of another type, StoreUnavailableError.
+    """
+    ends: dict[Any, list[bytes]] = {}
+    names: list[bytes] = []
+    for one in service.views:
+        made = (_key_of(one.view), one.columns)
+        if made not in ends:
+            ends[made] = _key_ends(one, entities)
+        prefix = row_prefix(store.project, one.view.name)
+        names += [prefix + end for end in ends[made]]
+    values = iter(store.get(names))
+    lengths = [len(ends[_key_of(one.view), one.columns]) for one in service.views]
+    blocks = [
+        _block(one.view, list(itertools.islice(values, n))) for one, n in zip(service.views, lengths, strict=True)
+    ]
+    return _matrix(service, blocks)
+
+
+def _key_of(view: AnyView) -> Any:
+    return view.keys if isinstance(view, GeneralView) else view.entity
+
+
+def _block(view: AnyView, values: Sequence[bytes | None]) -> AnyBlock:
+    return (
+        GeneralBlock.from_packed(view, values) if isinstance(view, GeneralView) else RowBlock.from_packed(view, values)
+    )
+
+
+def _matrix(service: ServiceSpec, blocks: Sequence[AnyBlock]) -> FeatureMatrix:
+    n = len(blocks[0]) if blocks else 0
+    values = np.empty((n, len(service.names)), np.float32)
+    valid = np.empty(values.shape, np.bool_)
+    event_ms = np.empty((n, len(blocks)), np.int64)
+    at = 0
+    for place, (one, block) in enumerate(zip(service.views, blocks, strict=True)):
+        end = at + len(one.numbers)
+        values[:, at:end] = block.matrix(one.numbers)
+        valid[:, at:end] = _valid(block, one.numbers)
+        event_ms[:, place] = np.where(block.present, _event_ms(block), 0)
+        at = end
+    return FeatureMatrix(
+        names=service.names,
+        values=values,
+        valid=valid,
+        present=np.stack([block.present for block in blocks], axis=1) if blocks else np.zeros((0, 0), np.bool_),
+        mismatched=np.stack([block.mismatched for block in blocks], axis=1) if blocks else np.zeros((0, 0), np.bool_),
+        event_ms=event_ms,
+        blocks={one.name: block for one, block in zip(service.views, blocks, strict=True)},
+    )
+
+
+def _valid(block: AnyBlock, names: Sequence[str]) -> Bool:
+    if isinstance(block, GeneralBlock):
+        valid: Bool = block.valid_all[:, [block.view.position(name) for name in names]]
+        return valid
+    places = {name: place for place, name in enumerate(block.view.names)}
+    own: Bool = block.columns.valid[:, [places[name] for name in names]]
+    return own
+
+
+def _event_ms(block: AnyBlock) -> Int64:
+    return block.event_us // 1_000 if isinstance(block, GeneralBlock) else block.as_of_ms
+
+
+# ---------------------------------------------------------------- entity keys
+
+
+def _key_ends(one: ServiceView, entities: Mapping[str, Sequence[Any]]) -> list[bytes]:
+    missing = [name for name in one.columns if name not in entities]
+    if missing:
+        raise InvalidInputError(field="entities", expected=f"ids under {missing[0]!r}", got=sorted(entities))
+    columns = [entities[name] for name in one.columns]
+    if not isinstance(one.view, GeneralView):
+        return [encode_key(key) for key in zip(*columns, strict=True)]
+    head = struct.pack("<I", len(one.view.keys))
+    for name, _ in one.view.keys:
+        head += _text(name)
+    parts = [
+        _parts(name, kind, values) for name, (_, kind), values in zip(one.columns, one.view.keys, columns, strict=True)
+    ]
+    return [head + b"".join(part) for part in zip(*parts, strict=True)]
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("<II", 2, len(data)) + data
+
+
+def _bytes(value: bytes) -> bytes:
+    return struct.pack("<II", 1, len(value)) + value
+
+
+_PARTS: dict[str, Callable[[Any], bytes]] = {
+    "STRING": _text,
+    "BYTES": _bytes,
+    "INT32": lambda value: struct.pack("<IIi", 3, 4, value),
+    "INT64": lambda value: struct.pack("<IIq", 4, 8, value),
+    "UNIX_TIMESTAMP": lambda value: struct.pack("<IIq", 8, 8, value),
+}
+"""Parts of an entity key as Feast serializes it (version 3): number of the type, length, value."""
+
+
+def _parts(name: str, kind: str, values: Sequence[Any]) -> list[bytes]:
+    if kind not in _PARTS:
+        raise InvalidInputError(field=name, expected=f"a join key of type {', '.join(_PARTS)}", got=kind)
+    part = _PARTS[kind]
+    try:
+        return [part(value) for value in values]
+    except (AttributeError, TypeError, struct.error):
+        raise InvalidInputError(field=name, expected=f"ids of type {kind}", got=list(values[:3])) from None
