@@ -7,7 +7,6 @@ lists of floats are converted whole; every other type goes through Feast's own c
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,12 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Null
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
-from feast.protos.feast.types.Value_pb2 import ValueType as ValueTypeProto
 from feast.repo_config import RepoConfig
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
@@ -31,6 +28,7 @@ from graph_features.errors import SchemaMismatchError
 from graph_features.stores.codec import NO_CREATED
 from graph_features.stores.general import GeneralColumns, GeneralField, GeneralView, Kind
 from graph_features.stores.heads import Bool, Int64
+from graph_features.stores.keys import typed_keys
 
 INTEGERS = {
     "INT32": "int32_val",
@@ -75,53 +73,52 @@ def _kind(value_type: str) -> Kind:
 
 
 def key_bytes(keys: Sequence[EntityKeyProto]) -> list[bytes]:
-    """Return Feast's own serialization of entity keys, version 3."""
-    return [serialize_entity_key(key, entity_key_serialization_version=3) for key in keys]
-
-
-def _names_head(names: Sequence[str]) -> bytes:
-    texts = [name.encode() for name in names]
-    parts = (struct.pack("<II", ValueTypeProto.STRING, len(text)) + text for text in texts)
-    return struct.pack("<I", len(texts)) + b"".join(parts)
+    """Return entity keys as bytes; raise SchemaMismatchError for one of a type that no join key may have."""
+    rows = [dict(zip(key.join_keys, key.entity_values, strict=True)) for key in keys]
+    return key_rows({name: [row[name] for row in rows] for name in (rows[0] if rows else ())})
 
 
 def key_rows(columns: Mapping[str, Sequence[ValueProto]]) -> list[bytes]:
     """Return the same for columns of values by join key."""
-    names = sorted(columns)
-    head = _names_head(names)
-    parts = [[_key_part(value) for value in columns[name]] for name in names]
-    return [head + b"".join(part) for part in zip(*parts, strict=True)]
+    kinds: dict[str, set[str | None]] = {}
+    for name, values in columns.items():
+        kinds[name] = {value.WhichOneof("val") for value in values}
+    for name, found in kinds.items():
+        if not found <= _KEY_KINDS.keys():
+            expected, got = ", ".join(_KEY_KINDS), ", ".join(map(str, found - _KEY_KINDS.keys()))
+            raise SchemaMismatchError(f"join key {name}: expected a value of {expected}, got {got}")
+    if any(len(found) > 1 for found in kinds.values()):
+        # Clients need not agree on the type of a key: a row at a time.
+        rows = zip(*columns.values(), strict=True)
+        return [key_rows({name: [value] for name, value in zip(columns, row, strict=True)})[0] for row in rows]
+    fields = [(name, str(field)) for name in sorted(columns) for field in kinds[name]]
+    return typed_keys([(_KEY_KINDS[field], [getattr(one, field) for one in columns[name]]) for name, field in fields])
 
 
-_BEFORE_VALUE = len(_names_head(["k"]))
-
-
-def _key_part(value: ValueProto) -> bytes:
-    kind = value.WhichOneof("val")
-    if kind == "string_val":
-        text = value.string_val.encode()
-        return struct.pack("<II", ValueTypeProto.STRING, len(text)) + text
-    if kind == "int64_val":
-        return struct.pack("<IIq", ValueTypeProto.INT64, 8, value.int64_val)
-    [key] = key_bytes([EntityKeyProto(join_keys=["k"], entity_values=[value])])
-    return key[_BEFORE_VALUE:]
+_KEY_KINDS = {
+    "string_val": "STRING",
+    "bytes_val": "BYTES",
+    "int32_val": "INT32",
+    "int64_val": "INT64",
+    "unix_timestamp_val": "UNIX_TIMESTAMP",
+}
+"""Fields of Value that may hold a join key, and their types."""
 
 
 def key_columns(view: GeneralView, table: pa.Table) -> list[bytes]:
     """Return the same for the join key columns of a table."""
-    head = _names_head([name for name, _ in view.keys])
-    parts = [_key_parts(table[name].combine_chunks(), kind) for name, kind in view.keys]
-    return [head + b"".join(part) for part in zip(*parts, strict=True)]
+    columns = {name: table[name].combine_chunks() for name, _ in view.keys}
+    if all(_plain_key(columns[name], kind) for name, kind in view.keys):
+        return typed_keys([(kind, columns[name].to_pylist()) for name, kind in view.keys])
+    return key_rows({name: _by_feast(kind, columns[name]) for name, kind in view.keys})
 
 
-def _key_parts(column: pa.Array, value_type: str) -> list[bytes]:
-    if column.null_count == 0 and value_type == "STRING" and pa.types.is_string(column.type):
-        items = _slices_of(column)
-        return [struct.pack("<II", ValueTypeProto.STRING, len(item)) + item for item in items]
-    if column.null_count == 0 and value_type == "INT64" and pa.types.is_signed_integer(column.type):
-        return [struct.pack("<IIq", ValueTypeProto.INT64, 8, value) for value in column.to_pylist()]
-    protos = python_values_to_proto_values(column.to_numpy(zero_copy_only=False), ValueType[value_type])
-    return [_key_part(value) for value in protos]
+def _plain_key(column: pa.Array, value_type: str) -> bool:
+    if column.null_count:
+        return False
+    return (value_type == "STRING" and pa.types.is_string(column.type)) or (
+        value_type in ("INT32", "INT64") and pa.types.is_signed_integer(column.type)
+    )
 
 
 # ---------------------------------------------------------------- rows as protobuf

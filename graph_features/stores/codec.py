@@ -3,16 +3,15 @@
 A value is a run of little-endian 8-byte words, so that every part is aligned and thousands of values are read at once
 with `numpy.frombuffer`::
 
-    word 0         magic and format version (4 bytes), number of features (4 bytes)
-    word 1         the view's fingerprint: names, order and types of its features
-    word 2         event_timestamp, epoch milliseconds (the row's as_of)
-    word 3         created_timestamp, epoch microseconds
+    word 0         format and the view's fingerprint: names, order and types of its features
+    word 1         event_timestamp, epoch milliseconds (the row's as_of)
+    word 2         created_timestamp, epoch microseconds
     1 bit each     which features are not null, in schema order, padded to a word
     1 word each    features in schema order: an int64, a float64, epoch milliseconds, or for a list its number of items
                    (of strings: the items in the low, their bytes in the high half)
     rest           the lists in schema order: 8 bytes an item; strings as 4-byte lengths, then UTF-8, padded to a word
 
-A value whose first two words are not those of the view belongs to another feature set or format; it is never decoded.
+A value whose first word is not that of the view belongs to another feature set or format; it is never decoded.
 """
 
 from __future__ import annotations
@@ -37,14 +36,12 @@ from graph_features.stores.heads import (
     build_heads,
     first_word,
     read_heads,
-    signed,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MAGIC = b"RFP1"
-HEADER_BYTES = HEADER_WORDS * WORD
+MAGIC = b"RF-own-2"
 NO_CREATED = np.iinfo(np.int64).min
 """created_timestamp of rows that have none: older than every other."""
 
@@ -77,9 +74,9 @@ class Columns:
     lists: dict[str, Ragged]
 
 
-def header_words(view: ViewSchema) -> tuple[int, int]:
-    """The first two words of every value of `view`, as signed integers."""
-    return first_word(MAGIC, len(view.features)), signed(view.fingerprint)
+def header_word(view: ViewSchema) -> int:
+    """The first word of every value of `view`, as a signed integer."""
+    return first_word(MAGIC, view.fingerprint)
 
 
 def fixed_words(view: ViewSchema) -> int:
@@ -189,7 +186,7 @@ def _heads(view: ViewSchema, columns: Columns) -> Int64:
     for position, feature in enumerate(view.features):
         if feature.dtype.is_list:
             slots[:, position] = _list_slot(feature.dtype, columns.lists[feature.name])
-    return build_heads(header_words(view), columns.as_of_ms, columns.created_us, columns.valid, slots)
+    return build_heads(header_word(view), columns.as_of_ms, columns.created_us, columns.valid, slots)
 
 
 def _list_slot(dtype: DType, ragged: Ragged) -> Int64:
@@ -238,7 +235,7 @@ def unpack(view: ViewSchema, values: Sequence[bytes | None]) -> tuple[Columns, B
 
     Rows of the last kind, and None, have zeros, no valid feature and empty lists.
     """
-    heads = read_heads(header_words(view), len(view.features), values)
+    heads = read_heads(header_word(view), len(view.features), values)
     whole = _expected_words(view, heads.slots) == heads.words
     present = np.zeros(len(values), np.bool_)
     present[heads.rows[whole]] = True

@@ -4,16 +4,15 @@ The platform's own views have few types and are packed by `codec`. A view of som
 its numbers, truth values and times are one word each, and everything else is the encoded message that its client
 expects, kept as it is::
 
-    word 0         magic and format version (4 bytes), number of features (4 bytes)
-    word 1         the view's fingerprint: names, order and types of its features
-    word 2         event_timestamp, epoch microseconds
-    word 3         created_timestamp, epoch microseconds
+    word 0         format and the view's fingerprint: names, order and types of its features
+    word 1         event_timestamp, epoch microseconds
+    word 2         created_timestamp, epoch microseconds
     1 bit each     which features are not null, in order, padded to a word
     1 word each    features in order: an integer, a float64, or the number of bytes of its message
     rest           the messages in order, one behind the other, padded to a word
 
-The word at bytes 16 to 23 is compared with that of a stored value only where both have one format and fingerprint, so
-that its unit may differ between formats.
+Event timestamps are compared with those of a stored value only where both have one first word, so that their unit may
+differ between formats.
 """
 
 from __future__ import annotations
@@ -39,10 +38,9 @@ from graph_features.stores.heads import (
     build_heads,
     first_word,
     read_heads,
-    signed,
 )
 
-MAGIC = b"RFG1"
+MAGIC = b"RF-any-2"
 
 Float32 = npt.NDArray[np.float32]
 
@@ -108,9 +106,9 @@ class GeneralColumns:
     messages: dict[str, Sequence[bytes]]
 
 
-def header_words(view: GeneralView) -> tuple[int, int]:
-    """The first two words of every value of `view`, as signed integers."""
-    return first_word(MAGIC, len(view.fields)), signed(view.fingerprint)
+def header_word(view: GeneralView) -> int:
+    """The first word of every value of `view`, as a signed integer."""
+    return first_word(MAGIC, view.fingerprint)
 
 
 def fixed_words(view: GeneralView) -> int:
@@ -125,7 +123,7 @@ def pack_general(view: GeneralView, columns: GeneralColumns) -> list[bytes]:
     places = [place for place, field in enumerate(view.fields) if field.kind is Kind.MESSAGE]
     for place, messages in zip(places, ordered, strict=True):
         slots[:, place] = np.fromiter(map(len, messages), np.int64, len(messages))
-    head = build_heads(header_words(view), columns.event_us, columns.created_us, columns.valid, slots)
+    head = build_heads(header_word(view), columns.event_us, columns.created_us, columns.valid, slots)
     data, size = head.tobytes(), head.shape[1] * WORD
     starts = range(0, len(data), size)
     if not ordered:
@@ -160,7 +158,7 @@ class GeneralBlock:
     def from_packed(cls, view: GeneralView, values: Sequence[bytes | None]) -> GeneralBlock:
         """Decode packed values of `view`, None for absent rows."""
         features = len(view.fields)
-        heads = read_heads(header_words(view), features, values)
+        heads = read_heads(header_word(view), features, values)
         is_message = np.array([field.kind is Kind.MESSAGE for field in view.fields], np.bool_)
         # A damaged length must not wrap around to a plausible total.
         lengths = np.where(is_message, np.clip(heads.slots, 0, 2**32), 0)

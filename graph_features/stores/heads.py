@@ -11,18 +11,14 @@ import numpy.typing as npt
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
-HEADER_BYTES = 32
 WORD = 8
-HEADER_WORDS = HEADER_BYTES // WORD
+HEADER_WORDS = 3
+HEADER_BYTES = HEADER_WORDS * WORD
 
 
-def first_word(magic: bytes, features: int) -> int:
-    """Magic and number of features as one signed integer."""
-    return int.from_bytes(magic + features.to_bytes(4, "little"), "little", signed=True)
-
-
-def signed(word: int) -> int:
-    """An unsigned 64-bit word as a signed integer."""
+def first_word(magic: bytes, fingerprint: int) -> int:
+    """Format (8 bytes) and the view's fingerprint (64 bits) as one signed integer: what every value begins with."""
+    word = int.from_bytes(magic, "little") ^ fingerprint
     return word - 2**64 if word >= 2**63 else word
 
 
@@ -31,14 +27,12 @@ def bitmap_words(features: int) -> int:
     return -(-features // 64)
 
 
-def build_heads(words: tuple[int, int], event: Int64, created: Int64, valid: Bool, slots: Int64) -> Int64:
+def build_heads(word: int, event: Int64, created: Int64, valid: Bool, slots: Int64) -> Int64:
     """Return int64[n, fixed words]: all of a value that comes before what is of variable width."""
     n, features = slots.shape
     bitmap = bitmap_words(features)
     head = np.zeros((n, HEADER_WORDS + bitmap + features), np.int64)
-    head[:, 0], head[:, 1] = words
-    head[:, 2] = event
-    head[:, 3] = created
+    head[:, 0], head[:, 1], head[:, 2] = word, event, created
     bits = np.zeros((n, bitmap * WORD), np.uint8)
     packed = np.packbits(valid, axis=1, bitorder="little")
     bits[:, : packed.shape[1]] = packed
@@ -49,7 +43,7 @@ def build_heads(words: tuple[int, int], event: Int64, created: Int64, valid: Boo
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """The k of n values that have the right first words; whether they are whole is for the format to say.
+    """The k of n values that have the right first word; whether they are whole is for the format to say.
 
     `given` is bool[n]: where there was a value at all. `rows` (places among the n), `starts` and `words` (place and
     length in `buffer`, in words), `event`, `created`, `valid` and `slots` are of the k values. `data` is the bytes of
@@ -68,8 +62,8 @@ class Heads:
     slots: Int64
 
 
-def read_heads(words: tuple[int, int], features: int, values: Sequence[bytes | None]) -> Heads:
-    """Read the heads of values that begin with `words` and are long enough; None for absent ones."""
+def read_heads(word: int, features: int, values: Sequence[bytes | None]) -> Heads:
+    """Read the heads of values that begin with `word` and are long enough; None for absent ones."""
     n, bitmap = len(values), bitmap_words(features)
     fixed = HEADER_WORDS + bitmap + features
     sizes = np.fromiter((-1 if value is None else len(value) for value in values), np.int64, n)
@@ -82,7 +76,7 @@ def read_heads(words: tuple[int, int], features: int, values: Sequence[bytes | N
         head = buffer.reshape(len(rows), -1)[:, :fixed]
     else:
         head = buffer[starts[:, None] + np.arange(fixed)]
-    good = (head[:, 0] == words[0]) & (head[:, 1] == words[1])
+    good = head[:, 0] == word
     if not good.all():
         rows, starts, lengths, head = rows[good], starts[good], lengths[good], head[good]
     bits = np.ascontiguousarray(head[:, HEADER_WORDS : HEADER_WORDS + bitmap]).view(np.uint8)
@@ -93,8 +87,8 @@ def read_heads(words: tuple[int, int], features: int, values: Sequence[bytes | N
         buffer=buffer,
         starts=starts,
         words=lengths,
-        event=head[:, 2],
-        created=head[:, 3],
+        event=head[:, 1],
+        created=head[:, 2],
         valid=np.unpackbits(bits, axis=1, count=features, bitorder="little").astype(np.bool_),
         slots=head[:, HEADER_WORDS + bitmap :],
     )

@@ -8,8 +8,7 @@ and it travels as JSON.
 from __future__ import annotations
 
 import itertools
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -23,7 +22,7 @@ from graph_features.stores.base import ValueStore
 from graph_features.stores.blocks import RowBlock
 from graph_features.stores.general import GeneralBlock, GeneralField, GeneralView, Kind
 from graph_features.stores.heads import Bool, Int64
-from graph_features.stores.keys import encode_key, row_prefix
+from graph_features.stores.keys import encode_key, row_prefix, typed_keys
 
 Float32 = npt.NDArray[np.float32]
 AnyView = ViewSchema | GeneralView
@@ -186,39 +185,11 @@ def _key_ends(one: ServiceView, entities: Mapping[str, Sequence[Any]]) -> list[b
     columns = [entities[name] for name in one.columns]
     if not isinstance(one.view, GeneralView):
         return [encode_key(key) for key in zip(*columns, strict=True)]
-    head = struct.pack("<I", len(one.view.keys))
-    for name, _ in one.view.keys:
-        head += _text(name)
-    parts = [
-        _parts(name, kind, values) for name, (_, kind), values in zip(one.columns, one.view.keys, columns, strict=True)
-    ]
-    return [head + b"".join(part) for part in zip(*parts, strict=True)]
-
-
-def _text(value: str) -> bytes:
-    data = value.encode()
-    return struct.pack("<II", 2, len(data)) + data
-
-
-def _bytes(value: bytes) -> bytes:
-    return struct.pack("<II", 1, len(value)) + value
-
-
-_PARTS: dict[str, Callable[[Any], bytes]] = {
-    "STRING": _text,
-    "BYTES": _bytes,
-    "INT32": lambda value: struct.pack("<IIi", 3, 4, value),
-    "INT64": lambda value: struct.pack("<IIq", 4, 8, value),
-    "UNIX_TIMESTAMP": lambda value: struct.pack("<IIq", 8, 8, value),
-}
-"""Parts of an entity key as Feast serializes it (version 3): number of the type, length, value."""
-
-
-def _parts(name: str, kind: str, values: Sequence[Any]) -> list[bytes]:
-    if kind not in _PARTS:
-        raise InvalidInputError(field=name, expected=f"a join key of type {', '.join(_PARTS)}", got=kind)
-    part = _PARTS[kind]
     try:
-        return [part(value) for value in values]
-    except (AttributeError, TypeError, struct.error):
-        raise InvalidInputError(field=name, expected=f"ids of type {kind}", got=list(values[:3])) from None
+        return typed_keys([(kind, values) for (_, kind), values in zip(one.view.keys, columns, strict=True)])
+    except (KeyError, TypeError, ValueError):
+        kinds = ", ".join(f"{name}: {kind}" for name, (_, kind) in zip(one.columns, one.view.keys, strict=True))
+        got = {name: list(values[:3]) for name, values in zip(one.columns, columns, strict=True)}
+        raise InvalidInputError(
+            field="entities", expected=f"columns of one length, ids of types {kinds}", got=got
+        ) from None

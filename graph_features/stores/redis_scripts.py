@@ -17,11 +17,11 @@ local stored, rows = 0, #KEYS
 local compared, expiry = ARGV[rows + 1] == '1', ARGV[rows + 2]
 for i, key in ipairs(KEYS) do
   local new, old = ARGV[i], ''
-  if compared then old = redis.call('GETRANGE', key, 0, 31) end
+  if compared then old = redis.call('GETRANGE', key, 0, 23) end
   local keep = false
-  if #old == 32 and old:sub(1, 16) == new:sub(1, 16) then
-    keep = later(old, new, 17)
-    if keep == nil then keep = later(old, new, 25) end
+  if #old == 24 and old:sub(1, 8) == new:sub(1, 8) then
+    keep = later(old, new, 9)
+    if keep == nil then keep = later(old, new, 17) end
   end
   if not keep then
     redis.call('SET', key, new)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BUSY_TIMEOUT_S = 30.0
 ROWS_PER_TRANSACTION = 20_000
 MAPPED_BYTES = 2**30
-VERSION_AT = 16
+VERSION_AT = 8
 _VERSION = struct.Struct("<qq")
 """Event and created timestamp in the header of a packed value."""
 KEYS_PER_QUERY = 500

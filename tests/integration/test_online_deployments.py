@@ -47,14 +47,14 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 
 def value(version: int, *, schema: int = 1) -> bytes:
     """A packed value's header and one word, whose event time is `version` microseconds."""
-    words = (7, schema, version, 0, 1, version)
+    words = (schema, version, 0, 1, version)
     return b"".join(word.to_bytes(8, "little", signed=True) for word in words)
 
 
 def version_of(data: bytes | None) -> int:
     assert data is not None
-    assert data[16:24] == data[40:48]
-    return int.from_bytes(data[16:24], "little", signed=True)
+    assert data[8:16] == data[32:40]
+    return int.from_bytes(data[8:16], "little", signed=True)
 
 
 def rows(keys: Sequence[str], version: int) -> pa.Table:

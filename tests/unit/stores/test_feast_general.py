@@ -19,6 +19,7 @@ from feature_repo.stores import general, protowire
 from feature_repo.stores.answers import rows_of, vectors
 from graph_features.errors import SchemaMismatchError
 from graph_features.stores.general import GeneralBlock, pack_general
+from graph_features.stores.keys import typed_keys
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -75,14 +76,15 @@ def test_columns_convert_as_feast_converts_them(kind, data):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(TEXT, INT64), min_size=1, max_size=6), st.booleans())
-def test_keys_are_feasts_own(rows, numbers_first):
-    """Keys made of columns, and of values by column, are the bytes that Feast makes of entity keys."""
+def test_keys_have_one_form(rows, numbers_first):
+    """Keys made of messages, of values by column, of Arrow columns and of plain columns are the same bytes."""
     first, second = ("a", "b") if numbers_first else ("b", "a")
     protos = [
         EntityKey(join_keys=[second, first], entity_values=[Value(string_val=text), Value(int64_val=number)])
         for text, number in rows
     ]
-    expected = [serialize_entity_key(key, entity_key_serialization_version=3) for key in protos]
+    plain = {first: ("INT64", [number for _, number in rows]), second: ("STRING", [text for text, _ in rows])}
+    expected = typed_keys([plain[name] for name in sorted(plain)])
     assert general.key_bytes(protos) == expected
     columns = {second: [Value(string_val=text) for text, _ in rows], first: [Value(int64_val=n) for _, n in rows]}
     assert general.key_rows(columns) == expected
@@ -91,14 +93,31 @@ def test_keys_are_feasts_own(rows, numbers_first):
     assert general.key_columns(view, table) == expected
 
 
-def test_keys_of_other_types():
-    """Keys of every type that Feast allows agree with Feast's own bytes."""
-    values = [Value(int32_val=-7), Value(unix_timestamp_val=5), Value(bytes_val=b"\x00\xff")]
-    for value in values:
-        expected = serialize_entity_key(
-            EntityKey(join_keys=["k"], entity_values=[value]), entity_key_serialization_version=3
-        )
-        assert general.key_rows({"k": [value]}) == [expected]
+KEY_VALUES = st.one_of(
+    TEXT.map(lambda text: Value(string_val=text)),
+    st.binary(max_size=9).map(lambda data: Value(bytes_val=data)),
+    st.integers(-9, 9).map(lambda number: Value(int64_val=number)),
+    st.integers(-9, 9).map(lambda number: Value(int32_val=number)),
+    st.integers(-9, 9).map(lambda number: Value(unix_timestamp_val=number)),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(KEY_VALUES, KEY_VALUES), min_size=2, max_size=12))
+def test_keys_differ_where_feasts_own_differ(rows):
+    """Keys of any types, clients of different types among them, are told apart exactly as Feast tells them apart."""
+    protos = [EntityKey(join_keys=["a", "b"], entity_values=row) for row in rows]
+    feasts = [serialize_entity_key(key, entity_key_serialization_version=3) for key in protos]
+    ours = general.key_bytes(protos)
+    assert [key == ours[0] for key in ours] == [key == feasts[0] for key in feasts]
+    assert len(set(ours)) == len(set(feasts))
+
+
+def test_a_key_that_no_entity_may_have_is_refused():
+    """A float and a missing id are named, not read as some other entity."""
+    for value in (Value(double_val=1.0), Value()):
+        with pytest.raises(SchemaMismatchError, match="join key k: expected a value of string_val"):
+            general.key_rows({"k": [Value(string_val="a"), value]})
 
 
 @settings(max_examples=60, deadline=None)
