@@ -7,7 +7,6 @@ and it travels as JSON.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,11 +21,14 @@ from graph_features.stores.base import ValueStore
 from graph_features.stores.blocks import RowBlock
 from graph_features.stores.general import GeneralBlock, GeneralField, GeneralView, Kind
 from graph_features.stores.heads import Bool, Int64
-from graph_features.stores.keys import encode_key, row_prefix, typed_keys
+from graph_features.stores.keys import KEY_TYPES, encode_key, join_parts, row_prefix
 
 Float32 = npt.NDArray[np.float32]
 AnyView = ViewSchema | GeneralView
 AnyBlock = RowBlock | GeneralBlock
+
+NO_ENTITY = "__dummy_id"
+"""The join key, an empty text, that Feast gives to views without an entity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +113,32 @@ def read_service(store: ValueStore, service: ServiceSpec, entities: Mapping[str,
     """Read a service's features for n entities given by columns (id n of each column is entity n's).
 
     One round trip; the answers are those of Feast's `get_online_features`. Raises InvalidInputError for a missing
-    column or an id of another type, StoreUnavailableError.
+    column, columns of different lengths or an id of another type, StoreUnavailableError.
     """
+    n = _count(service, entities)
+    given = {NO_ENTITY: [""] * n, **entities}
     ends: dict[Any, list[bytes]] = {}
     names: list[bytes] = []
     for one in service.views:
         made = (_key_of(one.view), one.columns)
         if made not in ends:
-            ends[made] = _key_ends(one, entities)
+            ends[made] = _key_ends(one, given)
         prefix = row_prefix(store.project, one.view.name)
         names += [prefix + end for end in ends[made]]
-    values = iter(store.get(names))
-    lengths = [len(ends[_key_of(one.view), one.columns]) for one in service.views]
-    blocks = [
-        _block(one.view, list(itertools.islice(values, n))) for one, n in zip(service.views, lengths, strict=True)
-    ]
-    return _matrix(service, blocks)
+    values = store.get(names)
+    blocks = [_block(one.view, values[place * n : place * n + n]) for place, one in enumerate(service.views)]
+    return _matrix(service, blocks, n)
+
+
+def _count(service: ServiceSpec, entities: Mapping[str, Sequence[Any]]) -> int:
+    used = dict.fromkeys(name for one in service.views for name in one.columns if name != NO_ENTITY)
+    for name in used:
+        if name not in entities:
+            raise InvalidInputError(field="entities", expected=f"ids under {name!r}", got=sorted(entities))
+    lengths = {name: len(entities[name]) for name in used or entities}
+    if len(set(lengths.values())) > 1:
+        raise InvalidInputError(field="entities", expected="as many ids in every column", got=lengths)
+    return max(lengths.values(), default=0)
 
 
 def _key_of(view: AnyView) -> Any:
@@ -139,24 +151,25 @@ def _block(view: AnyView, values: Sequence[bytes | None]) -> AnyBlock:
     )
 
 
-def _matrix(service: ServiceSpec, blocks: Sequence[AnyBlock]) -> FeatureMatrix:
-    n = len(blocks[0]) if blocks else 0
+def _matrix(service: ServiceSpec, blocks: Sequence[AnyBlock], n: int) -> FeatureMatrix:
     values = np.empty((n, len(service.names)), np.float32)
     valid = np.empty(values.shape, np.bool_)
-    event_ms = np.empty((n, len(blocks)), np.int64)
+    present, mismatched = np.empty((n, len(blocks)), np.bool_), np.empty((n, len(blocks)), np.bool_)
+    event_ms = np.empty(present.shape, np.int64)
     at = 0
     for place, (one, block) in enumerate(zip(service.views, blocks, strict=True)):
         end = at + len(one.numbers)
         values[:, at:end] = block.matrix(one.numbers)
         valid[:, at:end] = _valid(block, one.numbers)
+        present[:, place], mismatched[:, place] = block.present, block.mismatched
         event_ms[:, place] = np.where(block.present, _event_ms(block), 0)
         at = end
     return FeatureMatrix(
         names=service.names,
         values=values,
         valid=valid,
-        present=np.stack([block.present for block in blocks], axis=1) if blocks else np.zeros((0, 0), np.bool_),
-        mismatched=np.stack([block.mismatched for block in blocks], axis=1) if blocks else np.zeros((0, 0), np.bool_),
+        present=present,
+        mismatched=mismatched,
         event_ms=event_ms,
         blocks={one.name: block for one, block in zip(service.views, blocks, strict=True)},
     )
@@ -179,17 +192,18 @@ def _event_ms(block: AnyBlock) -> Int64:
 
 
 def _key_ends(one: ServiceView, entities: Mapping[str, Sequence[Any]]) -> list[bytes]:
-    missing = [name for name in one.columns if name not in entities]
-    if missing:
-        raise InvalidInputError(field="entities", expected=f"ids under {missing[0]!r}", got=sorted(entities))
-    columns = [entities[name] for name in one.columns]
-    if not isinstance(one.view, GeneralView):
-        return [encode_key(key) for key in zip(*columns, strict=True)]
+    if isinstance(one.view, GeneralView):
+        kinds = [kind for _, kind in one.view.keys]
+        parts = [_parts(name, kind, entities[name]) for name, kind in zip(one.columns, kinds, strict=True)]
+        return [join_parts(part) for part in zip(*parts, strict=True)]
+    for name in one.columns:
+        if not all(isinstance(value, str) for value in entities[name]):
+            raise InvalidInputError(field=name, expected="ids as text", got=list(entities[name][:3]))
+    return [encode_key(key) for key in zip(*(entities[name] for name in one.columns), strict=True)]
+
+
+def _parts(name: str, kind: str, ids: Sequence[Any]) -> list[bytes]:
     try:
-        return typed_keys([(kind, values) for (_, kind), values in zip(one.view.keys, columns, strict=True)])
+        return KEY_TYPES[kind](ids)
     except (KeyError, TypeError, ValueError):
-        kinds = ", ".join(f"{name}: {kind}" for name, (_, kind) in zip(one.columns, one.view.keys, strict=True))
-        got = {name: list(values[:3]) for name, values in zip(one.columns, columns, strict=True)}
-        raise InvalidInputError(
-            field="entities", expected=f"columns of one length, ids of types {kinds}", got=got
-        ) from None
+        raise InvalidInputError(field=name, expected=f"ids of type {kind}", got=list(ids[:3])) from None

@@ -70,7 +70,7 @@ def _number(value: Any) -> float | None:
 
 @pytest.fixture(scope="module")
 def repo(redis_server: RedisSettings, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """A Feast repo of somebody else: two views of different entities, one of them twice under other names."""
+    """A Feast repo of somebody else: views of one entity (twice, under other names), of two, and of none."""
     folder = tmp_path_factory.mktemp("repo")
     password = redis_server.password.get_secret_value()
     config = RepoConfig(
@@ -93,7 +93,8 @@ def repo(redis_server: RedisSettings, tmp_path_factory: pytest.TempPathFactory) 
     # Under an alias too: Feast takes the plain join key for every view where a request has both.
     owner = two[["f64", "i32"]].with_name("owned").with_join_key_map({"account_id": "owner_id"})
     store = FeatureStore(config=config)
-    store.apply([account, shop, one, two, FeatureService(name="both", features=[*both, owner])])
+    alone = FeatureView(name="alone", entities=[], schema=schema, source=source, ttl=timedelta(0))
+    store.apply([account, shop, one, two, alone, FeatureService(name="both", features=[*both, owner, alone[["f64"]]])])
     return store
 
 
@@ -120,7 +121,8 @@ def rows(draw: st.DrawFn, *key: tuple[str, str, list[Any]]) -> list[Any]:
 def test_any_repo(repo: FeatureStore, data: st.DataObject) -> None:
     """Aliases, several entities, nulls, unknown ids: the matrix says what Feast says, and its plan travels as JSON."""
     account, shop = ("account_id", "string_val", ACCOUNTS[:3]), ("shop_id", "int64_val", SHOPS)
-    for name, keys in (("one", [account]), ("two", [account, shop])):
+    none = ("__dummy_id", "string_val", [""])
+    for name, keys in (("one", [account]), ("two", [account, shop]), ("alone", [none])):
         view, provider = repo.get_feature_view(name), repo._get_provider()
         provider.online_write_batch(repo.config, view, data.draw(rows(*keys)), None)
     service = ServiceSpec.from_json(json.loads(json.dumps(service_spec(repo, "both").to_json())))
@@ -137,7 +139,7 @@ def test_any_repo(repo: FeatureStore, data: st.DataObject) -> None:
 
 @pytest.mark.services
 def test_wrong_ids_are_named(repo: FeatureStore, redis_settings: RedisSettings) -> None:
-    """A missing column and an id of another type say which column and what was expected."""
+    """A missing column, one that is shorter and an id of another type are named, and what was expected."""
     service = service_spec(repo, "both")
     store = RedisOnlineStore(redis_settings, project="reader")
     with pytest.raises(InvalidInputError, match="sender_id"):
@@ -145,6 +147,8 @@ def test_wrong_ids_are_named(repo: FeatureStore, redis_settings: RedisSettings) 
     sides = {name: ["a"] for name in ("sender_id", "receiver_id", "owner_id")}
     with pytest.raises(InvalidInputError, match="shop_id: expected ids of type INT64"):
         read_service(store, service, {**sides, "shop_id": ["7"]})
+    with pytest.raises(InvalidInputError, match=r"as many ids in every column.*'shop_id': 2"):
+        read_service(store, service, {**sides, "shop_id": [7, 8]})
     store.close()
 
 
