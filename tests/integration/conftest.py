@@ -1,4 +1,4 @@
-"""Redis as a cluster and behind TLS."""
+"""Redis as a cluster, watched by Sentinel and behind TLS."""
 
 from __future__ import annotations
 
@@ -162,6 +162,41 @@ def _until(done: Callable[[], bool]) -> None:
                 return
         time.sleep(0.05)
     raise TimeoutError(f"the Redis Cluster was not ready within {START_LIMIT_S:.0f} s")
+
+
+# ---------------------------------------------------------------- Sentinel
+
+
+@pytest.fixture
+def redis_sentinel(redis_settings: RedisSettings, tmp_path: Path) -> Iterator[int]:
+    """The port of a Sentinel that knows the test's Redis as `shop`."""
+    from infra.local.binaries import find_redis
+
+    [port] = _free_ports(1)
+    lines = [
+        f"bind {HOST}",
+        f"port {port}",
+        f"dir {tmp_path}",
+        f"sentinel monitor shop {redis_settings.host} {redis_settings.port} 1",
+        f"sentinel auth-pass shop {redis_settings.password.get_secret_value()}",
+    ]
+    (tmp_path / "sentinel.conf").write_text("\n".join(lines) + "\n")
+    command = [find_redis(packaged=True).path, tmp_path / "sentinel.conf", "--sentinel"]
+    with (tmp_path / "sentinel.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_the_run)
+    try:
+        _until(lambda: _masters(port) == {"shop"})
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _masters(port: int) -> set[str]:
+    import redis
+
+    with redis.Redis(host=HOST, port=port) as client:
+        return set(client.sentinel_masters())
 
 
 # ---------------------------------------------------------------- TLS

@@ -1,4 +1,4 @@
-"""The online store on a Redis Cluster, behind TLS, with expiry, and with many clients at once."""
+"""The online store on a Redis Cluster, behind Sentinel, behind TLS, with expiry, and with many clients at once."""
 
 from __future__ import annotations
 
@@ -185,6 +185,23 @@ class TestTls:
         write_now(store, {"a": 1}, NOW)
         assert store.get_online_features(["theirs:n"], [{"account_id": "a"}]).to_dict()["n"] == [1]
         store.teardown()
+
+
+def test_sentinel(redis_sentinel: int, redis_settings: RedisSettings, tmp_path: Path) -> None:
+    """Sentinel says where the master is; rows go there, and another name is no master."""
+    password = redis_settings.password.get_secret_value()
+    address = f"{HOST}:{redis_sentinel},password={password},db={redis_settings.db}"
+    store = feast_store(tmp_path, address, redis_type="redis_sentinel", sentinel_master="shop")
+    apply_view(store, tmp_path)
+    write_now(store, {"a": 1}, NOW)
+    assert store.get_online_features(["theirs:n"], [{"account_id": "a"}]).to_dict()["n"] == [1]
+    direct = RedisOnlineStore(redis_settings, project=store.project)
+    direct.teardown()
+    direct.close()
+    assert store.get_online_features(["theirs:n"], [{"account_id": "a"}]).to_dict()["n"] == [None]
+    unknown = RedisTarget.from_connection_string(address, kind=RedisKind.SENTINEL, sentinel_master="other")
+    with pytest.raises(StoreUnavailableError, match="MasterNotFound"):
+        RedisOnlineStore(unknown, project="p").ping()
 
 
 def test_connection_strings() -> None:

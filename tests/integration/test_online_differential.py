@@ -321,6 +321,34 @@ def test_push(stores: Pair, tmp_path: Path) -> None:
     assert answers[0] == answers[1]
 
 
+def test_versions_of_a_view(stores: Pair, tmp_path: Path) -> None:
+    """With versioning on, each version of a view has rows of its own, found by its tag; one goes without the other."""
+    key = EntityKey(join_keys=["account_id"], entity_values=[Value(string_val="a")])
+    answers = []
+    for store in stores():
+        store.config.registry.enable_online_feature_view_versioning = True
+        online, versions = store._get_provider().online_store, []
+        for number in (1, 2):
+            view = make_view("one", ["int64"], ["account_id"], tmp_path)
+            view.current_version_number = number
+            versions.append(view)
+            online.online_write_batch(store.config, view, feast_rows(view, [_one(number)]), None)
+        tagged = make_view("one", ["int64"], ["account_id"], tmp_path)
+        seen = []
+        for tag in (1, 2):
+            tagged.projection.version_tag = tag
+            seen += online.online_read(store.config, tagged, [key], ["f0_int64"])
+        online.update(store.config, versions[:1], versions[1:], [], [], False)
+        seen += online.online_read(store.config, versions[1], [key], ["f0_int64"])
+        answers.append([values["f0_int64"].int64_val for _, values in seen])
+        online.teardown(store.config, versions, [])
+    assert answers == [[1, 2, 2]] * 2
+
+
+def _one(number: int) -> Row:
+    return ("a", 0), 5, {"f0_int64": Value(int64_val=number)}
+
+
 class TestDifferences:
     """What ours does otherwise than the stock store, and why."""
 
