@@ -35,6 +35,7 @@ from graph_features.stores.heads import (
     bitmap_words,
     build_heads,
     first_word,
+    over_all,
     read_heads,
 )
 
@@ -259,12 +260,8 @@ def _list_words(dtype: DType, slot: Int64) -> Int64:
 
 
 def _columns(view: ViewSchema, heads: Heads, whole: Bool, n: int) -> Columns:
-    features, rows = len(view.features), heads.rows[whole]
-    valid = np.zeros((n, features), np.bool_)
-    slots = np.zeros((n, features), np.int64)
-    as_of_ms, created_us = np.zeros(n, np.int64), np.full(n, NO_CREATED, np.int64)
-    valid[rows], slots[rows] = heads.valid[whole], heads.slots[whole]
-    as_of_ms[rows], created_us[rows] = heads.event[whole], heads.created[whole]
+    rows = heads.rows[whole]
+    slots = over_all(n, rows, heads.slots[whole])
     lists, at = {}, heads.starts[whole] + fixed_words(view)
     for position, feature in enumerate(view.features):
         if feature.dtype.is_list:
@@ -272,7 +269,13 @@ def _columns(view: ViewSchema, heads: Heads, whole: Bool, n: int) -> Columns:
             lists[feature.name] = _unpack_list(feature.dtype, slot, heads.buffer, at, rows)
             at = at + _list_words(feature.dtype, slot[rows])
             slots[:, position] = 0
-    return Columns(as_of_ms=as_of_ms, created_us=created_us, slots=slots, valid=valid, lists=lists)
+    return Columns(
+        as_of_ms=over_all(n, rows, heads.event[whole]),
+        created_us=over_all(n, rows, heads.created[whole], NO_CREATED),
+        slots=slots,
+        valid=over_all(n, rows, heads.valid[whole]),
+        lists=lists,
+    )
 
 
 def _unpack_list(dtype: DType, slot: Int64, buffer: Int64, at: Int64, rows: Int64) -> Ragged:

@@ -33,16 +33,18 @@ from graph_features.stores.heads import (
     HEADER_WORDS,
     WORD,
     Bool,
+    Float32,
+    Heads,
     Int64,
     bitmap_words,
     build_heads,
     first_word,
+    float32_of,
+    over_all,
     read_heads,
 )
 
 MAGIC = b"RF-any-2"
-
-Float32 = npt.NDArray[np.float32]
 
 
 class Kind(StrEnum):
@@ -135,13 +137,25 @@ def pack_general(view: GeneralView, columns: GeneralColumns) -> list[bytes]:
     ]
 
 
+def _messages_of(view: GeneralView, heads: Heads) -> tuple[Int64, Int64]:
+    """Where in the data each message begins, and how many words each value must have."""
+    if all(field.kind is not Kind.MESSAGE for field in view.fields):
+        return np.zeros((len(heads.rows), 0), np.int64), np.full(len(heads.rows), fixed_words(view), np.int64)
+    is_message = np.array([field.kind is Kind.MESSAGE for field in view.fields], np.bool_)
+    # A damaged length must not wrap around to a plausible total.
+    lengths = np.where(is_message, np.clip(heads.slots, 0, 2**32), 0)
+    ends = np.cumsum(lengths, axis=1)
+    words: Int64 = fixed_words(view) - (-ends[:, -1] // WORD)
+    return ((heads.starts + fixed_words(view)) * WORD)[:, None] + (ends - lengths), words
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeneralBlock:
     """n rows of one view, some of them perhaps absent.
 
     `present` is bool[n]. `mismatched` is bool[n]: a value was there but of another schema or format; such rows count
     as absent. `event_us` and `created_us` (epoch microseconds) mean nothing where absent. Row i's message of the
-    feature in place f is data[message_starts[i, f]:][: slots[i, f]].
+    feature in place f is data[message_starts[i, f]:][: slots[i, f]]; a view without messages has no starts.
     """
 
     view: GeneralView
@@ -157,32 +171,23 @@ class GeneralBlock:
     @classmethod
     def from_packed(cls, view: GeneralView, values: Sequence[bytes | None]) -> GeneralBlock:
         """Decode packed values of `view`, None for absent rows."""
-        features = len(view.fields)
-        heads = read_heads(header_word(view), features, values)
-        is_message = np.array([field.kind is Kind.MESSAGE for field in view.fields], np.bool_)
-        # A damaged length must not wrap around to a plausible total.
-        lengths = np.where(is_message, np.clip(heads.slots, 0, 2**32), 0)
-        ends = np.cumsum(lengths, axis=1)
-        total = ends[:, -1] if features else np.zeros(len(ends), np.int64)
-        good = fixed_words(view) - (-total // WORD) == heads.words
-        rows, n = heads.rows[good], len(values)
-        starts = np.zeros((n, features), np.int64)
-        starts[rows] = ((heads.starts[good] + fixed_words(view)) * WORD)[:, None] + (ends - lengths)[good]
-        slots = np.zeros((n, features), np.int64)
-        slots[rows] = heads.slots[good]
-        valid, present = np.zeros((n, features), np.bool_), np.zeros(n, np.bool_)
-        valid[rows], present[rows] = heads.valid[good], True
-        event_us, created_us = np.zeros(n, np.int64), np.full(n, NO_CREATED, np.int64)
-        event_us[rows], created_us[rows] = heads.event[good], heads.created[good]
+        heads = read_heads(header_word(view), len(view.fields), values)
+        starts, words = _messages_of(view, heads)
+        good = heads.words == words
+        n, rows = len(values), heads.rows[good]
+        event_us, created_us, valid, slots = heads.event, heads.created, heads.valid, heads.slots
+        if not good.all():
+            event_us, created_us, valid, slots, starts = (x[good] for x in (event_us, created_us, valid, slots, starts))
+        present = over_all(n, rows, np.ones(len(rows), np.bool_))
         return cls(
             view=view,
             present=present,
             mismatched=heads.given & ~present,
-            event_us=event_us,
-            created_us=created_us,
-            valid_all=valid,
-            slots=slots,
-            message_starts=starts,
+            event_us=over_all(n, rows, event_us),
+            created_us=over_all(n, rows, created_us, NO_CREATED),
+            valid_all=over_all(n, rows, valid),
+            slots=over_all(n, rows, slots),
+            message_starts=over_all(n, rows, starts),
             data=heads.data,
         )
 
@@ -212,14 +217,8 @@ class GeneralBlock:
     def matrix(self, names: Sequence[str]) -> Float32:
         """Return float32[n, len(names)] of integer and float features, NaN for null or absent."""
         places = [self._place(name, Kind.INTEGER, Kind.FLOAT) for name in names]
-        slots = self.slots[:, places]
         floating = np.array([self.view.fields[place].kind is Kind.FLOAT for place in places], np.bool_)
-        out = np.empty(slots.shape, np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            out[:, floating] = np.ascontiguousarray(slots[:, floating]).view(np.float64)
-        out[:, ~floating] = slots[:, ~floating]
-        out[~self.valid_all[:, places]] = np.nan
-        return out
+        return float32_of(self.slots, self.valid_all, places, floating)
 
     def _place(self, name: str, *kinds: Kind) -> int:
         place = self.view.position(name)

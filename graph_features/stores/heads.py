@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+Float32 = npt.NDArray[np.float32]
+T = TypeVar("T", np.int64, np.bool_)
 
 WORD = 8
 HEADER_WORDS = 3
@@ -66,9 +69,15 @@ def read_heads(word: int, features: int, values: Sequence[bytes | None]) -> Head
     """Read the heads of values that begin with `word` and are long enough; None for absent ones."""
     n, bitmap = len(values), bitmap_words(features)
     fixed = HEADER_WORDS + bitmap + features
-    sizes = np.fromiter((-1 if value is None else len(value) for value in values), np.int64, n)
-    rows = np.flatnonzero((sizes >= fixed * WORD) & (sizes % WORD == 0))
-    data = b"".join([values[row] or b"" for row in rows.tolist()])
+    is_given = np.ones(n, np.bool_)
+    if None in values:
+        is_given = np.array([value is not None for value in values], np.bool_)
+        values = [b"" if value is None else value for value in values]
+    given = cast(Sequence[bytes], values)
+    sizes = np.fromiter(map(len, given), np.int64, n)
+    fit = (sizes >= fixed * WORD) & (sizes % WORD == 0)
+    rows = np.flatnonzero(fit)
+    data = b"".join(given if len(rows) == n else [given[row] for row in rows.tolist()])
     buffer = np.frombuffer(data, np.int64)
     lengths = sizes[rows] // WORD
     starts = np.cumsum(lengths) - lengths
@@ -79,9 +88,10 @@ def read_heads(word: int, features: int, values: Sequence[bytes | None]) -> Head
     good = head[:, 0] == word
     if not good.all():
         rows, starts, lengths, head = rows[good], starts[good], lengths[good], head[good]
+    slots = head[:, HEADER_WORDS + bitmap :]
     bits = np.ascontiguousarray(head[:, HEADER_WORDS : HEADER_WORDS + bitmap]).view(np.uint8)
     return Heads(
-        given=sizes >= 0,
+        given=is_given,
         rows=rows,
         data=data,
         buffer=buffer,
@@ -89,6 +99,29 @@ def read_heads(word: int, features: int, values: Sequence[bytes | None]) -> Head
         words=lengths,
         event=head[:, 1],
         created=head[:, 2],
-        valid=np.unpackbits(bits, axis=1, count=features, bitorder="little").astype(np.bool_),
-        slots=head[:, HEADER_WORDS + bitmap :],
+        valid=np.unpackbits(bits, axis=1, count=features, bitorder="little").view(np.bool_),
+        slots=slots,
     )
+
+
+def over_all(n: int, rows: Int64, some: npt.NDArray[T], absent: int = 0) -> npt.NDArray[T]:
+    """Return n rows of which `rows` are `some`, in order, and the others `absent`; `some` itself where it is all."""
+    if len(rows) == n:
+        return some
+    out = np.full((n, *some.shape[1:]), absent, some.dtype)
+    out[rows] = some
+    return out
+
+
+def float32_of(slots: Int64, valid: Bool, places: Sequence[int], floating: Bool) -> Float32:
+    """Return float32[n, len(places)] of these columns, those that are `floating` by their bits; NaN where not valid."""
+    if list(places) != list(range(slots.shape[1])):
+        slots, valid = slots[:, places], valid[:, places]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if floating.all():
+            out = slots.view(np.float64).astype(np.float32)
+        else:
+            out = slots.astype(np.float32)
+            np.copyto(out, slots.view(np.float64), where=floating, casting="same_kind")
+    np.copyto(out, np.float32(np.nan), where=~valid)
+    return out

@@ -13,17 +13,15 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from graph_features.errors import InvalidInputError
 from graph_features.schema import ViewSchema
 from graph_features.stores.base import ValueStore
 from graph_features.stores.blocks import RowBlock
 from graph_features.stores.general import GeneralBlock, GeneralField, GeneralView, Kind
-from graph_features.stores.heads import Bool, Int64
-from graph_features.stores.keys import KEY_TYPES, encode_key, join_parts, row_prefix
+from graph_features.stores.heads import Bool, Float32, Int64
+from graph_features.stores.keys import encode_key, row_prefix, typed_keys
 
-Float32 = npt.NDArray[np.float32]
 AnyView = ViewSchema | GeneralView
 AnyBlock = RowBlock | GeneralBlock
 
@@ -193,17 +191,23 @@ def _event_ms(block: AnyBlock) -> Int64:
 
 def _key_ends(one: ServiceView, entities: Mapping[str, Sequence[Any]]) -> list[bytes]:
     if isinstance(one.view, GeneralView):
-        kinds = [kind for _, kind in one.view.keys]
-        parts = [_parts(name, kind, entities[name]) for name, kind in zip(one.columns, kinds, strict=True)]
-        return [join_parts(part) for part in zip(*parts, strict=True)]
+        columns = [(kind, entities[name]) for name, (_, kind) in zip(one.columns, one.view.keys, strict=True)]
+        try:
+            return typed_keys(columns)
+        except (KeyError, TypeError, ValueError):
+            raise _wrong_ids(one.columns, columns) from None
     for name in one.columns:
         if not all(isinstance(value, str) for value in entities[name]):
             raise InvalidInputError(field=name, expected="ids as text", got=list(entities[name][:3]))
     return [encode_key(key) for key in zip(*(entities[name] for name in one.columns), strict=True)]
 
 
-def _parts(name: str, kind: str, ids: Sequence[Any]) -> list[bytes]:
-    try:
-        return KEY_TYPES[kind](ids)
-    except (KeyError, TypeError, ValueError):
-        raise InvalidInputError(field=name, expected=f"ids of type {kind}", got=list(ids[:3])) from None
+def _wrong_ids(names: Sequence[str], columns: Sequence[tuple[str, Sequence[Any]]]) -> InvalidInputError:
+    """What to say of the first column whose ids are not of their type."""
+    for name, column in zip(names, columns, strict=True):
+        kind, ids = column
+        try:
+            typed_keys([column])
+        except (KeyError, TypeError, ValueError):
+            return InvalidInputError(field=name, expected=f"ids of type {kind}", got=list(ids[:3]))
+    return InvalidInputError(field="entities", expected="ids of their columns' types", got=list(names))
