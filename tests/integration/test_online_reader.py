@@ -53,8 +53,11 @@ def assert_same(matrix: FeatureMatrix, response: Any, service: ServiceSpec) -> N
     for column, name in enumerate(matrix.names):
         plain = [_number(value) for value in values[name]]
         assert matrix.valid[:, column].tolist() == [value is not None for value in plain]
+        # Integers in one step: by way of float64 they would be rounded twice.
+        kind = np.int64 if all(isinstance(value, int | None) for value in plain) else np.float64
         with np.errstate(over="ignore"):
-            expected = np.array([np.nan if value is None else value for value in plain], np.float64).astype(np.float32)
+            expected = np.array([value or 0 for value in plain], kind).astype(np.float32)
+        expected[[value is None for value in plain]] = np.nan
         np.testing.assert_array_equal(matrix.values[:, column], expected, err_msg=name)
     for place, one in enumerate(service.views):
         seconds = values[f"{one.name}__{one.features[0]}__ts"]
