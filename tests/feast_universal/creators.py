@@ -14,7 +14,9 @@ import os
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from feast.data_source import DataSource
 from feast.feature_logging import LoggingDestination
@@ -22,8 +24,10 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
     PostgreSQLSource,
     SavedDatasetPostgreSQLStorage,
 )
-from feast.infra.utils.postgres.connection_utils import df_to_postgres_table
+from feast.infra.utils.postgres.connection_utils import _get_conn
 from feast.repo_config import FeastConfigBaseModel, get_offline_config_from_type
+from psycopg import sql
+from psycopg.types.json import Jsonb
 from tests.universal.feature_repos import integration_test_repo_config as configs  # type: ignore[import-not-found]
 from tests.universal.feature_repos.universal.data_source_creator import (  # type: ignore[import-not-found]
     DataSourceCreator,
@@ -60,7 +64,7 @@ class PostgresCreator(DataSourceCreator):  # type: ignore[misc]
     ) -> DataSource:
         """Write the rows to a table and return it as a source."""
         table = self._name(destination_name)
-        df_to_postgres_table(self._config, df, table)
+        self._write(df, table)
         return PostgreSQLSource(
             name=table,
             table=table,
@@ -89,6 +93,55 @@ class PostgresCreator(DataSourceCreator):  # type: ignore[misc]
 
     def _name(self, suffix: str) -> str:
         return f"{self.project_name}_{suffix}"
+
+    def _write(self, df: pd.DataFrame, table: str) -> None:
+        # Feast's own helper writes neither dictionaries nor lists of texts.
+        rows = pa.Table.from_pandas(df, preserve_index=False)
+        columns = sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(postgres_type(field.type)))
+            for field in rows.schema
+        )
+        names = sql.SQL(", ").join(map(sql.Identifier, rows.column_names))
+        values = zip(*([_plain(one) for one in df[name].tolist()] for name in rows.column_names), strict=True)
+        with _get_conn(self._config) as connection, connection.cursor() as cursor:
+            cursor.execute(sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(table), columns))
+            with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table), names)) as copy:
+                for row in values:
+                    copy.write_row(row)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Jsonb(value)
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value.tolist()]
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if value is None or pd.isna(value) else value
+
+
+def postgres_type(kind: pa.DataType) -> str:
+    """The type of a column that holds these values."""
+    if pa.types.is_list(kind):
+        return f"{postgres_type(kind.value_type)}[]"
+    if pa.types.is_timestamp(kind):
+        return "timestamptz" if kind.tz else "timestamp"
+    if pa.types.is_struct(kind) or pa.types.is_map(kind):
+        return "jsonb"
+    return POSTGRES_TYPES.get(str(kind), "text")
+
+
+POSTGRES_TYPES = {
+    "bool": "boolean",
+    "int8": "smallint",
+    "int16": "smallint",
+    "int32": "integer",
+    "int64": "bigint",
+    "float": "real",
+    "double": "double precision",
+    "binary": "bytea",
+    "date32[day]": "date",
+}
 
 
 AVAILABLE_OFFLINE_STORES = [("local", PostgresCreator)]
