@@ -204,6 +204,21 @@ def test_sentinel(redis_sentinel: int, redis_settings: RedisSettings, tmp_path: 
         RedisOnlineStore(unknown, project="p").ping()
 
 
+def test_one_row_several_times_in_a_batch(redis_settings: RedisSettings) -> None:
+    """The newest of a batch stays, with its own expiry; and the last one where nothing is compared."""
+    store = RedisOnlineStore(redis_settings, project="p")
+    later_ms = int(time.time() * 1_000) + 60_000
+    ends = [later_ms, later_ms, later_ms - 120_000, later_ms, later_ms]
+    versions = [value(version) for version in (2, 3, 1, 3, 2)]
+    assert store.put([b"a"] * 5, versions, Storing(at_ms=ends)) == 3
+    assert version_of(store.get([b"a"])[0]) == 3
+    assert store.put([b"a"] * 5, versions, Storing(compare=False)) == 5
+    assert version_of(store.get([b"a"])[0]) == 2
+    assert store.put([b"a", b"b", b"a"], [value(1), value(1), value(1, schema=2)]) == 2
+    assert store.get([b"a", b"b"]) == [value(1, schema=2), value(1)]
+    store.close()
+
+
 def test_connection_strings() -> None:
     """What is wrong is said without the password; values are JSON where they can be."""
     target = RedisTarget.from_connection_string("a:1, b:2,db=3,ssl=true,password=p=q,username=u")
