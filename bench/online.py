@@ -182,7 +182,7 @@ def materializing(place: Place, rows: int) -> list[Figure]:
         done[side].append(materialize(place, side, rows))
     took = {side: float(np.median([one["seconds"] for one in runs])) for side, runs in done.items()}
     peak, grown = ({side: max(one[kind] for one in done[side]) / MB for side in SIDES} for kind in ("peak", "grown"))
-    shown = f"{rows:,} rows of {FEATURES} numbers from Parquet, DuckDB offline store; a process each"
+    shown = f"{rows:,} rows of {FEATURES} numbers from Parquet, DuckDB offline store; a process each, without PyTorch"
     return [
         Figure(
             name=f"materialize {rows:,} rows",
