@@ -20,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME
 APART := env -u RINGFENCE_PROFILE -u RINGFENCE_RATES -u MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-unit check format docs bench bench-features services-up services-down lock clean
+.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-stores services-up services-down lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -63,10 +63,13 @@ format: install  ## Format the code
 docs: install    ## Write the pages that are made from code
 	$(BIN)/python -m infra.docgen
 
-bench: bench-features   ## Benchmarks against named peers; results in bench/out
+bench: bench-features bench-stores   ## Benchmarks against named peers; results in bench/out
 
 bench-features: install   ## The feature engine
 	$(BIN)/python -m bench.features
+
+bench-stores: install     ## The Feast stores
+	$(BIN)/python -m bench.stores
 
 services-up: install    ## Start PostgreSQL, Redis and Neo4j for development
 	$(BIN)/ringfence services up

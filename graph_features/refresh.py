@@ -23,7 +23,8 @@ from graph_features.sources.base import RecordStore
 from graph_features.standings import HUB_PAYMENTS, RECEIVED_COUNT, SENT_COUNT, STANDING
 from graph_features.stores.base import OfflineStore, OnlineStore
 from graph_features.stores.blocks import RowBlock
-from graph_features.stores.codec import HEADER_BYTES, header_words
+from graph_features.stores.codec import header_word
+from graph_features.stores.heads import HEADER_BYTES
 
 BULK_KEYS = 2_000
 """From so many keys on, reading everything once is cheaper than reading account by account."""
@@ -141,8 +142,8 @@ def _coverage(view: ViewSchema, value: bytes | None) -> Coverage | None:
     """Read what a packed row covers off its head; None without a row, or with one of another feature set."""
     if value is None or len(value) < HEADER_BYTES:
         return None
-    first, fingerprint, as_of_ms, created_us = np.frombuffer(value, "<i8", HEADER_BYTES // 8).tolist()
-    if (first, fingerprint) != header_words(view):
+    first, as_of_ms, created_us = np.frombuffer(value, "<i8", HEADER_BYTES // 8).tolist()
+    if first != header_word(view):
         return None
     return Coverage(as_of_ms=as_of_ms, seq=created_us - CREATED_EPOCH_US)
 
