@@ -1,7 +1,7 @@
 """The as-of join in PostgreSQL: entity rows in, one index probe per row and view, columns out.
 
-One way for any number of entity rows: merging them with the view's rows by window functions takes the server three times
-as long, even for 500,000 entity rows over a million.
+One way for any number of entity rows: merging them with the view's rows by window functions takes the server three
+times as long, even for 500,000 entity rows over a million.
 """
 
 from __future__ import annotations
