@@ -64,7 +64,7 @@ class RingfencePostgreSQLOfflineStoreConfig(PostgreSQLOfflineStoreConfig):
     type: str = "feature_repo.stores.postgres.RingfencePostgreSQLOfflineStore"  # type: ignore[assignment]
     row_timestamps: bool = False
     connections: int = Field(default=4, ge=1)
-    rows_per_chunk: int = Field(default=200_000, ge=1)
+    rows_per_chunk: int = Field(default=50_000, ge=1)
 
     @model_validator(mode="before")
     @classmethod
