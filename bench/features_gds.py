@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -97,7 +98,8 @@ def _triangles(graph: PaymentGraph) -> Int64:
 
 def _clustering(triangles: Int64, degree: Int64) -> Values:
     pairs = degree * (degree - 1)
-    return np.divide(2.0 * triangles, pairs, out=np.zeros(len(degree)), where=pairs > 0)
+    share: Values = np.divide(2.0 * triangles, pairs, out=np.zeros(len(degree)), where=pairs > 0)
+    return share
 
 
 class Gds:
@@ -120,7 +122,7 @@ class Gds:
         clock.run("graph", lambda: self.ask("project", graph=GRAPH))
         for name in ALGORITHMS:
             options = {**OPTIONS[name], "concurrency": CONCURRENCY}
-            clock.run(name, lambda name=name, options=options: self.ask(name, graph=GRAPH, options=options))
+            clock.run(name, partial(self.ask, name, graph=GRAPH, options=options))
         return Answers(taken=clock.taken, values=clock.values)
 
     def values(self) -> dict[str, Values]:

@@ -49,8 +49,9 @@ def _rhythm(rows: AccountRows) -> Rhythm:
 
 def ratio(numerator: Int64 | Float64, denominator: Int64) -> Float64:
     """Return numerator / denominator, NaN where the denominator is 0 or less."""
-    nulls = np.full(len(denominator), np.nan)
-    return np.asarray(np.divide(numerator, denominator, out=nulls, where=denominator > 0), np.float64)
+    from graph_features.kernels.columns import ratios
+
+    return ratios(np.ascontiguousarray(numerator), np.ascontiguousarray(denominator, np.int64))
 
 
 def known_where(values: Int64, known: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Column:
