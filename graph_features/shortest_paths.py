@@ -13,7 +13,6 @@ from graph_features.edges import Float64, Int32, Int64
 from graph_features.kernels.compiled import compiled
 
 BITS = 64
-LANES = 16
 
 
 @compiled
@@ -79,80 +78,49 @@ def harmonic_sums(indptr: Int64, indices: Int32, sources: Int64) -> Float64:
 def betweenness_sums(indptr: Int64, indices: Int32, sources: Int64) -> Float64:
     """Return per node its dependency summed over `sources` (Brandes 2001), following the direction of edges.
 
-    LANES searches go on at once, as in `harmonic_sums`: an edge is visited once for all that cross it at that level.
-    Sums run in the order of a search of its own per source, so that the bits do not depend on LANES.
+    The way back reads only the edges of shortest paths, in the order in which the way there found them.
     """
     n = len(indptr) - 1
     total = np.zeros(n)
-    paths = np.empty((n, LANES))  # from each source; on the way back the dependency takes their place
-    share = np.zeros((n, LANES))  # (1 + dependency) / paths: what a node gives to each path that arrives
-    seen = np.empty(n, np.uint16)  # sources whose search has been here
-    level = np.zeros(n, np.uint16)  # those that are here at the level in hand
-    node = np.empty(n * min(LANES, max(len(sources), 1)), np.int32)  # who is reached, level by level, and by which
-    lanes = np.empty(len(node), np.uint16)
-    ends = np.empty(n + 1, np.int64)  # of the levels
-    received = np.empty(LANES)
-    for first in range(0, len(sources), LANES):
-        paths[:] = 0.0
-        seen[:] = 0
-        found = 0
-        for lane in range(min(LANES, len(sources) - first)):
-            u = sources[first + lane]
-            if level[u] == 0:
-                node[found] = u
-                found += 1
-            level[u] |= np.uint16(1 << lane)
-            paths[u, lane] = 1.0
-        n_levels, at = 0, 0
-        while at < found:
-            end = found
-            for i in range(at, end):
-                u = node[i]
-                lanes[i] = level[u]
-                seen[u] |= level[u]
-                level[u] = 0
-            for i in range(at, end):
-                u = np.uint32(node[i])
-                here = lanes[i]
-                for k in range(indptr[u], indptr[u + 1]):
-                    v = np.uint32(indices[k])
-                    new = np.int64(here & ~seen[v])
-                    if new != 0:
-                        if level[v] == 0:
-                            node[found] = v
-                            found += 1
-                        level[v] |= np.uint16(new)
-                        for lane in range(LANES):
-                            paths[v, lane] += paths[u, lane] * np.float64(new >> lane & 1)
-            ends[n_levels] = end
-            n_levels += 1
-            at = end
-        for depth in range(n_levels - 1, -1, -1):
-            start = ends[depth - 1] if depth > 0 else 0
-            # `level` still tells who is one level further on.
-            for i in range(start, ends[depth]):
-                u = np.uint32(node[i])
-                here = lanes[i]
-                received[:] = 0.0
-                for k in range(indptr[u], indptr[u + 1]):
-                    v = np.uint32(indices[k])
-                    both = np.int64(here & level[v])
-                    if both != 0:
-                        for lane in range(LANES):
-                            received[lane] += share[v, lane] * np.float64(both >> lane & 1)
-                for lane in range(LANES):
-                    if here >> lane & 1:
-                        dependency = paths[u, lane] * received[lane]
-                        share[u, lane] = (1.0 + dependency) / paths[u, lane]
-                        paths[u, lane] = dependency if depth > 0 else 0.0
-            further = ends[depth + 1] if depth + 1 < n_levels else ends[depth]
-            for i in range(ends[depth], further):
-                level[node[i]] = 0
-            for i in range(start, ends[depth]):
-                level[node[i]] = lanes[i]
-        for i in range(ends[0]):
-            level[node[i]] = 0
-        for u in range(n):
-            for lane in range(LANES):
-                total[u] += paths[u, lane]
+    hops = np.full(n, -1, np.int32)
+    paths = np.empty(n)
+    share = np.empty(n)  # (1 + dependency) / paths: what a node gives to each path that arrives
+    order = np.empty(n, np.uint32)
+    onward = np.empty(len(indices), np.uint32)  # successors of order[i], up to ends[i]
+    ends = np.empty(n + 1, np.int64)
+    ends[0] = 0
+    for source in sources:
+        order[0] = source
+        hops[source] = 0
+        paths[source] = 1.0
+        found, head, at = 1, 0, 0
+        while head < found:
+            u = order[head]
+            head += 1
+            further = np.int32(hops[u] + 1)
+            arriving = paths[u]
+            for k in range(indptr[u], indptr[u + 1]):
+                v = np.uint32(indices[k])
+                if hops[v] < 0:
+                    hops[v] = further
+                    paths[v] = arriving
+                    order[found] = v
+                    found += 1
+                    onward[at] = v
+                    at += 1
+                elif hops[v] == further:
+                    paths[v] += arriving
+                    onward[at] = v
+                    at += 1
+            ends[head] = at
+        for position in range(found - 1, -1, -1):
+            u = order[position]
+            received = 0.0
+            for k in range(ends[position], ends[position + 1]):
+                received += share[onward[k]]
+            dependency = paths[u] * received
+            share[u] = (1.0 + dependency) / paths[u]
+            hops[u] = -1
+            if position > 0:
+                total[u] += dependency
     return total

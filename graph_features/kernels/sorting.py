@@ -1,4 +1,4 @@
-"""Stable orders by code, by counting instead of comparing: payments come sorted by time, so grouping them is two passes."""
+"""Stable orders by code, by counting: payments come sorted by time, so that grouping them takes two passes."""
 
 from __future__ import annotations
 
