@@ -74,9 +74,28 @@ class Adjacency:
         row, column = row[order], column[order]
         first = np.flatnonzero((np.diff(row, prepend=-1) != 0) | (np.diff(column, prepend=-1) != 0))
         sums = np.add.reduceat(weight[order].astype(np.float64), first) if len(first) else np.empty(0)
+        return cls.of_sorted(row[first], column[first], sums, n_nodes)
+
+    @classmethod
+    def of_sorted(cls, row: npt.NDArray[Any], column: npt.NDArray[Any], weight: Float64, n_nodes: int) -> Adjacency:
+        """Take edges that are distinct and sorted by row, then column."""
         indptr = np.zeros(n_nodes + 1, np.int64)
-        np.cumsum(np.bincount(row[first], minlength=n_nodes), out=indptr[1:])
-        return cls(indptr=indptr, indices=column[first].astype(np.int32), weight=sums)
+        np.cumsum(np.bincount(row, minlength=n_nodes), out=indptr[1:])
+        return cls(indptr=indptr, indices=column.astype(np.int32), weight=weight)
+
+    def turned(self) -> Adjacency:
+        """Return the matrix with every edge turned around."""
+        from graph_features.kernels.sorting import by_code
+
+        indptr, order = by_code(self.indices, self.n_nodes)
+        return Adjacency(indptr=indptr, indices=self.row[order], weight=self.weight[order])
+
+    def plus(self, other: Adjacency) -> Adjacency:
+        """Return the sum of both matrices."""
+        from graph_features.kernels.adjacency import union
+
+        both = union(self.indptr, self.indices, self.weight, other.indptr, other.indices, other.weight)
+        return Adjacency(indptr=both[0], indices=both[1], weight=both[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,18 +133,15 @@ def graph_at(edges: EdgeTable, as_of_ms: int) -> PaymentGraph:
     count = np.bincount(pairs.of_edge[:seen][standing_before(edges, as_of_ms)], minlength=len(pairs.key))
     kept = np.flatnonzero(count)
     sender, receiver = (node_of_account[end] for end in np.divmod(pairs.key[kept], max(edges.n_accounts, 1)))
-    weight = count[kept].astype(np.float64)
+    # Pairs come in order of sender, then receiver; node numbers ascend with account codes.
+    paid = Adjacency.of_sorted(sender, receiver, count[kept].astype(np.float64), n_nodes)
+    paid_by = paid.turned()
     return PaymentGraph(
         as_of_ms=as_of_ms,
         node_of_account=node_of_account,
-        paid=Adjacency.of(sender, receiver, weight, n_nodes),
-        paid_by=Adjacency.of(receiver, sender, weight, n_nodes),
-        together=Adjacency.of(
-            np.concatenate([sender, receiver]),
-            np.concatenate([receiver, sender]),
-            np.concatenate([weight, weight]),
-            n_nodes,
-        ),
+        paid=paid,
+        paid_by=paid_by,
+        together=paid.plus(paid_by),
     )
 
 

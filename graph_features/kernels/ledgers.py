@@ -18,6 +18,7 @@ from graph_features.kernels.timeline import (
     known_ms,
     read_only,
     read_only_codes,
+    timeline,
 )
 
 if TYPE_CHECKING:
@@ -35,11 +36,19 @@ def payment_ledger(edges: EdgeTable, side: Side) -> Ledger:
     """Return running count and amount of the payments that count, per group of `side`."""
 
     def build() -> Ledger:
+        from graph_features.kernels.recent import Ledger, merge_payments
+        from graph_features.kernels.sorting import by_code_and_time
+
         taken = deltas(edges, edges.statuses, edges.statuses.value == COMPLETED, before=True)
-        edge = np.concatenate((np.arange(edges.n_edges), taken.edge))
-        delta = np.concatenate((np.ones(edges.n_edges, np.int64), taken.delta))
-        ts_ms = np.concatenate((edges.ts_ms, taken.ts_ms))
-        return _ledger(edges, side, edge, ts_ms, np.stack((delta, delta * edges.amount[edge])))
+        groups = grouping(edges, side)
+        item, group, _ = groups.spread(taken.edge)
+        offsets, order = by_code_and_time(group, taken.ts_ms[item], groups.n_groups)
+        item = item[order]
+        change = np.stack((taken.delta, taken.delta * edges.amount[taken.edge]))[:, item]
+        offsets, ts_ms, totals = merge_payments(
+            timeline(edges, side), read_only(offsets), read_only(taken.ts_ms[item]), read_only(change)
+        )
+        return Ledger(offsets=read_only(offsets), ts_ms=read_only(ts_ms), totals=read_only(totals))
 
     return edges.memo(("payment_ledger", side), build)
 
