@@ -21,6 +21,7 @@ from graph_features.contracts import (
 )
 from graph_features.memo import LastMemo, Memo
 from graph_features.standings import Standings
+from graph_features.time_order import in_time_order
 
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
@@ -112,10 +113,7 @@ class EdgeTable:
         max_seq: int | None = None,
     ) -> EdgeTable:
         """Build from stored tables (see contracts); statuses and labels of absent transactions are left out."""
-        transactions = transactions.select(STORED_TRANSACTION_SCHEMA.names).sort_by(
-            [("event_timestamp", "ascending"), ("transaction_id", "ascending")]
-        )
-        transactions = transactions.combine_chunks()
+        transactions = in_time_order(transactions.select(STORED_TRANSACTION_SCHEMA.names))
         sender_ids, receiver_ids = transactions["sender_id"], transactions["receiver_id"]
         accounts = pc.unique(pa.chunked_array([*sender_ids.chunks, *receiver_ids.chunks], pa.string()))
         accounts = accounts.take(pc.sort_indices(accounts))

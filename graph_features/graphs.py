@@ -132,7 +132,7 @@ def graph_at(edges: EdgeTable, as_of_ms: int) -> PaymentGraph:
     pairs = pair_index(edges)
     count = np.bincount(pairs.of_edge[:seen][standing_before(edges, as_of_ms)], minlength=len(pairs.key))
     kept = np.flatnonzero(count)
-    sender, receiver = (node_of_account[end] for end in np.divmod(pairs.key[kept], max(edges.n_accounts, 1)))
+    sender, receiver = node_of_account[pairs.sender[kept]], node_of_account[pairs.receiver[kept]]
     # Pairs come in order of sender, then receiver; node numbers ascend with account codes.
     paid = Adjacency.of_sorted(sender, receiver, count[kept].astype(np.float64), n_nodes)
     paid_by = paid.turned()

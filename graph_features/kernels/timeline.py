@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_features.contracts import STATUSES
-from graph_features.edges import Changes, EdgeTable, Int8, Int64
+from graph_features.edges import Changes, EdgeTable, Int8, Int32, Int64
 
 COMPLETED = STATUSES.index("completed")
 
@@ -84,7 +84,8 @@ class Grouping:
     @cached_property
     def _location(self) -> Codes:
         """The entry of each cell of `groups`."""
-        location = np.full(self.groups.size, -1, np.int32 if self.groups.size < 2**31 else np.int64)
+        dtype: type[np.int32 | np.int64] = np.int32 if self.groups.size < 2**31 else np.int64
+        location: Codes = np.full(self.groups.size, -1, dtype)
         location[self.order] = np.arange(len(self.order))
         return location
 
@@ -168,6 +169,8 @@ class PairIndex:
     """
 
     key: Int64
+    sender: Int32
+    receiver: Int32
     of_edge: Int64
     n_accounts: int
 
@@ -187,11 +190,14 @@ def pair_index(edges: EdgeTable) -> PairIndex:
         from graph_features.kernels.sorting import by_two_codes
 
         order = by_two_codes(edges.sender, edges.receiver, edges.n_accounts)
-        key = edges.sender[order].astype(np.int64) * edges.n_accounts + edges.receiver[order]
+        sender, receiver = edges.sender[order], edges.receiver[order]
+        key = sender.astype(np.int64) * edges.n_accounts + receiver
         new = np.diff(key, prepend=-1) != 0
         of_edge = np.empty(len(order), np.int64)
         of_edge[order] = np.cumsum(new) - 1
-        return PairIndex(key=key[new], of_edge=of_edge, n_accounts=edges.n_accounts)
+        return PairIndex(
+            key=key[new], sender=sender[new], receiver=receiver[new], of_edge=of_edge, n_accounts=edges.n_accounts
+        )
 
     return edges.memo("pairs", build)
 
@@ -203,8 +209,7 @@ def counterparties(edges: EdgeTable, side: Side) -> Int64:
         from graph_features.kernels.sorting import by_code
 
         pairs = pair_index(edges)
-        end = 0 if side is Side.SENT else 1
-        account = np.divmod(pairs.key, max(edges.n_accounts, 1))[end]
+        account = pairs.sender if side is Side.SENT else pairs.receiver
         offsets, order = by_code(account, edges.n_accounts)
         number = np.empty(len(pairs.key), np.int64)
         number[order] = np.arange(len(order)) - offsets[account[order]]

@@ -105,11 +105,11 @@ def sweep_windows(
     only when it leaves itself is it looked for, in a short window one by one, in a long one through a tree.
     """
     n, n_windows = len(group), len(lengths_ms)
-    out_count = np.zeros((n_windows, n), np.int64)
-    out_total = np.zeros((n_windows, n), np.int64)
-    out_largest = np.full((n_windows, n), NOTHING)
-    out_deviations = np.zeros((n_windows, n), np.float64)
-    out_distinct = np.zeros((n_windows, n), np.int64)
+    out_count = np.empty((n_windows, n), np.int64)
+    out_total = np.empty((n_windows, n), np.int64)
+    out_largest = np.empty((n_windows, n), np.int64)
+    out_deviations = np.empty((n_windows, n), np.float64)
+    out_distinct = np.empty((n_windows, n), np.int64)
     with_others = len(other) > 0
 
     longest = 0
@@ -138,6 +138,8 @@ def sweep_windows(
     for i in range(n):
         g = group[i]
         if g < 0:
+            out_count[:, i], out_total[:, i], out_distinct[:, i] = 0, 0, 0
+            out_largest[:, i], out_deviations[:, i] = NOTHING, 0.0
             continue
         if g != current:
             current = g
