@@ -28,6 +28,7 @@ NEIGHBOURS = View(
         __name__,
         "graph_features.neighbour_spec",
         "graph_features.kernels.timeline",
+        "graph_features.kernels.sorting",
         "graph_features.kernels.ledgers",
         "graph_features.kernels.recent",
     ),

@@ -32,6 +32,7 @@ ACCOUNT_WINDOWS = View(
         "graph_features.window_spec",
         "graph_features.finish",
         "graph_features.kernels.timeline",
+        "graph_features.kernels.sorting",
         "graph_features.kernels.ledgers",
         "graph_features.kernels.windows",
         "graph_features.kernels.levels",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from graph_features.edges import Changes, EdgeTable, Int8, Int32, Int64
 
 COMPLETED = STATUSES.index("completed")
 
-Codes = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+Codes = npt.NDArray[np.signedinteger[Any]]
 
 
 class Side(StrEnum):
@@ -84,8 +84,7 @@ class Grouping:
     @cached_property
     def _location(self) -> Codes:
         """The entry of each cell of `groups`."""
-        dtype: type[np.int32 | np.int64] = np.int32 if self.groups.size < 2**31 else np.int64
-        location: Codes = np.full(self.groups.size, -1, dtype)
+        location: Codes = np.full(self.groups.size, -1, np.int32 if self.groups.size < 2**31 else np.int64)
         location[self.order] = np.arange(len(self.order))
         return location
 

@@ -29,6 +29,7 @@ HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 START_MS = 1_750_000_000_000
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 5)), max_size=40))
 def test_items_are_ordered_as_a_stable_sort_orders_them(items: list[tuple[int, int]]) -> None:
     """Orders by code, by code and time, and by two codes are those of a stable sort; offsets bound each code."""
@@ -41,6 +42,7 @@ def test_items_are_ordered_as_a_stable_sort_orders_them(items: list[tuple[int, i
     assert by_two_codes(code[kept], time[kept], 6).tolist() == np.lexsort((time[kept], code[kept])).tolist()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.text(max_size=2)), max_size=30))
 def test_payments_are_sorted_by_time_then_id(items: list[tuple[int, str]]) -> None:
     """in_time_order gives what sort_by gives, whatever the order before."""
@@ -115,7 +117,7 @@ def _hub(n: int, seed: int) -> EdgeTable:
     return EdgeTable.from_arrow(transactions, statuses.cast(STORED_STATUS_SCHEMA))
 
 
-@settings(max_examples=5)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 400))
 def test_windows_of_a_busy_account_equal_a_loop(seed: int, n: int) -> None:
     """Counts, sums, maxima, deviations and distinct receivers of long windows equal those of a plain loop."""
