@@ -57,7 +57,7 @@ class Bench:
         return running
 
     def catalogue(self) -> list[Figure]:
-        return catalogue_figures(self.payments, self.edges)
+        return catalogue_figures(self.payments, self.edges, os.cpu_count() or 1)
 
     def gds(self) -> list[Figure]:
         graph = Neo4jGraph(self.services.neo4j)

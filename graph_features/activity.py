@@ -25,6 +25,8 @@ ACTIVITY = View(
     modules=(
         __name__,
         "graph_features.kernels.timeline",
+        "graph_features.kernels.sorting",
+        "graph_features.kernels.columns",
         "graph_features.kernels.int128",
         "graph_features.kernels.windows",
         "graph_features.kernels.rhythm",
@@ -49,8 +51,9 @@ def _rhythm(rows: AccountRows) -> Rhythm:
 
 def ratio(numerator: Int64 | Float64, denominator: Int64) -> Float64:
     """Return numerator / denominator, NaN where the denominator is 0 or less."""
-    nulls = np.full(len(denominator), np.nan)
-    return np.asarray(np.divide(numerator, denominator, out=nulls, where=denominator > 0), np.float64)
+    from graph_features.kernels.columns import ratios
+
+    return ratios(np.ascontiguousarray(numerator), np.ascontiguousarray(denominator, np.int64))
 
 
 def known_where(values: Int64, known: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Column:

@@ -28,6 +28,8 @@ BEHAVIOUR = View(
         __name__,
         "graph_features.histogram",
         "graph_features.kernels.timeline",
+        "graph_features.kernels.sorting",
+        "graph_features.kernels.columns",
         "graph_features.kernels.conduct",
         "graph_features.kernels.bins",
     ),

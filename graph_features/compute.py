@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from graph_features.catalog import catalog
@@ -40,9 +41,10 @@ class Entities:
     @classmethod
     def of_groups(cls, edges: EdgeTable, entity: str, groups: Int64) -> Entities:
         """Return the entities with these group codes: accounts' own codes, or pair codes (see kernels.timeline)."""
-        codes: tuple[Int64, ...] = (groups,)
+        codes: tuple[npt.NDArray[np.integer], ...] = (groups,)
         if entity == "pair":
-            codes = np.divmod(pair_index(edges).key[groups], max(edges.n_accounts, 1))
+            pairs = pair_index(edges)
+            codes = (pairs.sender[groups], pairs.receiver[groups])
         ids = edges.memo("account_ids", lambda: pa.array(edges.account_ids, pa.string()))
         return cls(
             ids=tuple(ids.take(pa.array(column)) for column in codes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,9 @@ from graph_features.contracts import (
     STORED_STATUS_SCHEMA,
     STORED_TRANSACTION_SCHEMA,
 )
+from graph_features.memo import LastMemo, Memo
 from graph_features.standings import Standings
+from graph_features.time_order import in_time_order
 
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
@@ -27,20 +29,6 @@ Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Csr:
-    """Edges grouped by one end: those of account `a` are `order[offsets[a]:offsets[a + 1]]`, oldest first."""
-
-    offsets: Int64
-    order: Int64
-
-    @classmethod
-    def of(cls, account: Int32, n_accounts: int) -> Csr:
-        offsets = np.zeros(n_accounts + 1, np.int64)
-        np.cumsum(np.bincount(account, minlength=n_accounts), out=offsets[1:])
-        return cls(offsets=offsets, order=np.argsort(account, kind="stable").astype(np.int64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +74,13 @@ class EdgeTable:
     """Everything up to this ingest sequence was considered."""
     standings: Standings | None = None
     """Counterparties whose own payments are not all here, but whose numbers are known. None where all are here."""
-    indexes: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What `memo` keeps: indexes derived from the columns, built when first asked for."""
+    indexes: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
+    slices: LastMemo = field(default_factory=LastMemo, init=False, repr=False, compare=False)
+    """What the views of one slice share: see graphs.at_slice."""
 
     def memo(self, key: Hashable, build: Callable[[], T]) -> T:
-        """Return the index kept under `key`, building it the first time."""
-        if key not in self.indexes:
-            self.indexes[key] = build()
-        return self.indexes[key]  # type: ignore[no-any-return]
+        """Return the index kept under `key`, building it from the columns the first time; threads share it."""
+        return self.indexes.get(key, build)
 
     @property
     def n_edges(self) -> int:
@@ -102,14 +89,6 @@ class EdgeTable:
     @property
     def n_accounts(self) -> int:
         return len(self.account_ids)
-
-    @cached_property
-    def by_sender(self) -> Csr:
-        return Csr.of(self.sender, self.n_accounts)
-
-    @cached_property
-    def by_receiver(self) -> Csr:
-        return Csr.of(self.receiver, self.n_accounts)
 
     @cached_property
     def _code_by_id(self) -> dict[str, int]:
@@ -134,10 +113,7 @@ class EdgeTable:
         max_seq: int | None = None,
     ) -> EdgeTable:
         """Build from stored tables (see contracts); statuses and labels of absent transactions are left out."""
-        transactions = transactions.select(STORED_TRANSACTION_SCHEMA.names).sort_by(
-            [("event_timestamp", "ascending"), ("transaction_id", "ascending")]
-        )
-        transactions = transactions.combine_chunks()
+        transactions = in_time_order(transactions.select(STORED_TRANSACTION_SCHEMA.names))
         sender_ids, receiver_ids = transactions["sender_id"], transactions["receiver_id"]
         accounts = pc.unique(pa.chunked_array([*sender_ids.chunks, *receiver_ids.chunks], pa.string()))
         accounts = accounts.take(pc.sort_indices(accounts))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from graph_features.clock import NEVER_MS
 from graph_features.edges import EdgeTable, Int64
-from graph_features.kernels.timeline import Grouping, Side, grouping, known_ms, offsets_of
+from graph_features.kernels.timeline import Grouping, Side, grouping, known_ms, read_only, timeline
 from graph_features.schema import Renewal, ViewSchema
 
 AS_OF_AFTER_MS = 1
@@ -24,13 +24,22 @@ class EventIndex:
     """
 
     offsets: Int64
-    group: Int64
     ts_ms: Int64
     newest_seq: Int64
 
+    @property
+    def n_groups(self) -> int:
+        return len(self.offsets) - 1
+
+    def group(self) -> Int64:
+        """Return the group of every instant: made anew, for it is as long as the history and seldom wanted."""
+        return np.repeat(np.arange(self.n_groups), np.diff(self.offsets))
+
     def last_before(self, before_ms: int) -> Int64:
         """Return per group the position of its last instant before `before_ms`, -1 if there is none."""
-        earlier = np.bincount(self.group[self.ts_ms < before_ms], minlength=len(self.offsets) - 1)
+        from graph_features.kernels.instants import count_before
+
+        earlier = count_before(self.offsets, self.ts_ms, before_ms)
         return np.where(earlier > 0, self.offsets[:-1] + earlier - 1, -1)
 
 
@@ -54,20 +63,26 @@ def events(edges: EdgeTable, view: ViewSchema) -> EventIndex:
 
 
 def _events(edges: EdgeTable, side: Side, renewed_by: tuple[Renewal, ...]) -> EventIndex:
+    from graph_features.kernels.instants import merge_instants
+    from graph_features.kernels.sorting import by_code_and_time
+
     groups = grouping(edges, side)
-    parts = [_instants(groups, np.arange(edges.n_edges), edges.ts_ms, edges.seq)]
-    for kind, changes in ((Renewal.STATUS, edges.statuses), (Renewal.LABEL, edges.labels)):
-        if kind in renewed_by:
-            # What was known before its payment happened counts from the payment on.
-            parts.append(_instants(groups, changes.edge, known_ms(edges, changes), changes.seq))
-    group, ts_ms, seq = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.lexsort((seq, ts_ms, group))
-    group, ts_ms, seq = group[order], ts_ms[order], seq[order]
-    # Of equal instants the last has the newest sequence.
-    last = np.ones(len(group), np.bool_)
-    last[:-1] = (np.diff(group) != 0) | (np.diff(ts_ms) != 0)
-    group = group[last]
-    return EventIndex(offsets=offsets_of(group, groups.n_groups), group=group, ts_ms=ts_ms[last], newest_seq=seq[last])
+    # What was known before its payment happened counts from the payment on.
+    changes = [
+        _instants(groups, of.edge, known_ms(edges, of), of.seq)
+        for kind, of in ((Renewal.STATUS, edges.statuses), (Renewal.LABEL, edges.labels))
+        if kind in renewed_by
+    ] or [_instants(groups, *np.empty((3, 0), np.int64))]
+    group, ts_ms, seq = (np.concatenate(column) for column in zip(*changes, strict=True))
+    change_offsets, order = by_code_and_time(group, ts_ms, groups.n_groups)
+    offsets, instants, newest = merge_instants(
+        timeline(edges, side),
+        read_only(edges.seq),
+        read_only(change_offsets),
+        read_only(ts_ms[order]),
+        read_only(seq[order]),
+    )
+    return EventIndex(offsets=read_only(offsets), ts_ms=read_only(instants), newest_seq=newest)
 
 
 def _instants(groups: Grouping, edge: Int64, ts_ms: Int64, seq: Int64) -> tuple[Int64, Int64, Int64]:
@@ -85,11 +100,12 @@ def rows_between(
     chosen = (index.ts_ms >= from_ms) & (index.ts_ms < to_ms)
     before = index.last_before(min(from_ms, to_ms))
     chosen[before[before >= 0]] = True
+    group = index.group()
     if groups is not None:
-        wanted = np.zeros(len(index.offsets) - 1, np.bool_)
+        wanted = np.zeros(index.n_groups, np.bool_)
         wanted[groups] = True
-        chosen &= wanted[index.group]
-    return index.group[chosen], index.ts_ms[chosen] + AS_OF_AFTER_MS
+        chosen &= wanted[group]
+    return group[chosen], index.ts_ms[chosen] + AS_OF_AFTER_MS
 
 
 def last_rows(
@@ -97,10 +113,10 @@ def last_rows(
 ) -> tuple[Int64, Int64]:
     """Return (group, as_of_ms) of the last event before `before_ms`, for the groups that had one."""
     last = index.last_before(before_ms)
-    if groups is not None:
-        last = last[groups]
-    last = last[last >= 0]
-    return index.group[last], index.ts_ms[last] + AS_OF_AFTER_MS
+    group = np.arange(index.n_groups) if groups is None else np.asarray(groups, np.int64)
+    last = last[group]
+    some = last >= 0
+    return group[some], index.ts_ms[last[some]] + AS_OF_AFTER_MS
 
 
 def rows_not_covered(
@@ -112,13 +128,14 @@ def rows_not_covered(
     ingested later, changes its own row and all that follow it. Of a group with the bounds of LAST_WANTED the last row
     counts as missing.
     """
-    covered_as_of, covered_seq = np.full((2, len(index.offsets) - 1), NEVER_MS)
+    covered_as_of, covered_seq = np.full((2, index.n_groups), NEVER_MS)
     covered_as_of[groups], covered_seq[groups] = as_of_ms, seq
-    uncovered = (index.ts_ms >= covered_as_of[index.group]) | (index.newest_seq > covered_seq[index.group])
+    group = index.group()
+    uncovered = (index.ts_ms >= covered_as_of[group]) | (index.newest_seq > covered_seq[group])
     at = np.flatnonzero(uncovered)[::-1]
     first = np.full(len(covered_seq), len(index.ts_ms))
-    first[index.group[at]] = at  # the last assignment stays: the earliest event
-    chosen = (np.arange(len(index.ts_ms)) >= first[index.group]) & (index.ts_ms < before_ms)
+    first[group[at]] = at  # the last assignment stays: the earliest event
+    chosen = (np.arange(len(index.ts_ms)) >= first[group]) & (index.ts_ms < before_ms)
     last = index.last_before(before_ms)[groups[as_of_ms == LAST_WANTED.as_of_ms]]
     chosen[last[last >= 0]] = True
-    return index.group[chosen], index.ts_ms[chosen] + AS_OF_AFTER_MS
+    return group[chosen], index.ts_ms[chosen] + AS_OF_AFTER_MS

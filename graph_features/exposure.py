@@ -28,6 +28,8 @@ EXPOSURE = View(
     modules=(
         __name__,
         "graph_features.kernels.timeline",
+        "graph_features.kernels.sorting",
+        "graph_features.kernels.columns",
         "graph_features.kernels.ledgers",
         "graph_features.kernels.known_labels",
         "graph_features.kernels.recent",

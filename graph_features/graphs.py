@@ -13,6 +13,7 @@ from scipy import sparse
 
 from graph_features.contracts import STATUSES
 from graph_features.edges import Changes, EdgeTable, Float64, Int8, Int32, Int64
+from graph_features.kernels.timeline import pair_index
 from graph_features.rows import AccountRows
 
 T = TypeVar("T")
@@ -67,14 +68,34 @@ class Adjacency:
 
         Weights must be whole numbers (exact in float64 up to 2**53), so that their sums do not depend on order.
         """
-        matrix = sparse.coo_array((weight.astype(np.float64), (row, column)), shape=(n_nodes, n_nodes)).tocsr()
-        matrix.sum_duplicates()
-        matrix.sort_indices()
-        return cls(
-            indptr=matrix.indptr.astype(np.int64),
-            indices=matrix.indices.astype(np.int32),
-            weight=np.asarray(matrix.data, np.float64),
-        )
+        from graph_features.kernels.sorting import by_two_codes
+
+        order = by_two_codes(row, column, n_nodes)
+        row, column = row[order], column[order]
+        first = np.flatnonzero((np.diff(row, prepend=-1) != 0) | (np.diff(column, prepend=-1) != 0))
+        sums = np.add.reduceat(weight[order].astype(np.float64), first) if len(first) else np.empty(0)
+        return cls.of_sorted(row[first], column[first], sums, n_nodes)
+
+    @classmethod
+    def of_sorted(cls, row: npt.NDArray[Any], column: npt.NDArray[Any], weight: Float64, n_nodes: int) -> Adjacency:
+        """Take edges that are distinct and sorted by row, then column."""
+        indptr = np.zeros(n_nodes + 1, np.int64)
+        np.cumsum(np.bincount(row, minlength=n_nodes), out=indptr[1:])
+        return cls(indptr=indptr, indices=column.astype(np.int32), weight=weight)
+
+    def turned(self) -> Adjacency:
+        """Return the matrix with every edge turned around."""
+        from graph_features.kernels.sorting import by_code
+
+        indptr, order = by_code(self.indices, self.n_nodes)
+        return Adjacency(indptr=indptr, indices=self.row[order], weight=self.weight[order])
+
+    def plus(self, other: Adjacency) -> Adjacency:
+        """Return the sum of both matrices."""
+        from graph_features.kernels.adjacency import union
+
+        both = union(self.indptr, self.indices, self.weight, other.indptr, other.indices, other.weight)
+        return Adjacency(indptr=both[0], indices=both[1], weight=both[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,21 +129,19 @@ def graph_at(edges: EdgeTable, as_of_ms: int) -> PaymentGraph:
     node_of_account = np.where(active, np.cumsum(active) - 1, -1).astype(np.int32)
     n_nodes = int(active.sum())
 
-    standing = standing_before(edges, as_of_ms)
-    sender = node_of_account[edges.sender[:seen][standing]]
-    receiver = node_of_account[edges.receiver[:seen][standing]]
-    ones = np.ones(len(sender))
+    pairs = pair_index(edges)
+    count = np.bincount(pairs.of_edge[:seen][standing_before(edges, as_of_ms)], minlength=len(pairs.key))
+    kept = np.flatnonzero(count)
+    sender, receiver = node_of_account[pairs.sender[kept]], node_of_account[pairs.receiver[kept]]
+    # Pairs come in order of sender, then receiver; node numbers ascend with account codes.
+    paid = Adjacency.of_sorted(sender, receiver, count[kept].astype(np.float64), n_nodes)
+    paid_by = paid.turned()
     return PaymentGraph(
         as_of_ms=as_of_ms,
         node_of_account=node_of_account,
-        paid=Adjacency.of(sender, receiver, ones, n_nodes),
-        paid_by=Adjacency.of(receiver, sender, ones, n_nodes),
-        together=Adjacency.of(
-            np.concatenate([sender, receiver]),
-            np.concatenate([receiver, sender]),
-            np.concatenate([ones, ones]),
-            n_nodes,
-        ),
+        paid=paid,
+        paid_by=paid_by,
+        together=paid.plus(paid_by),
     )
 
 
@@ -177,20 +196,13 @@ def graph_of(rows: AccountRows) -> PaymentGraph:
 
 
 def at_slice(rows: AccountRows, key: str, compute: Callable[[], T]) -> T:
-    """Return what `compute` gave for this edge table and as_of, shared by all slice views.
+    """Return what `compute` gave for this edge table and as_of, shared by all slice views and threads.
 
     Only the newest slice is kept: the graphs of a whole backfill would not fit. Threads that work on two slices at
-    once each keep theirs and compute some things twice.
+    once compute some things twice.
     """
     as_of_ms = rows.memo("as_of_ms", lambda: _one_instant(rows.as_of_ms))
-    held = rows.edges.indexes.get("slice")
-    if held is None or held[0] != as_of_ms:
-        held = (as_of_ms, {})
-        rows.edges.indexes["slice"] = held
-    kept: dict[str, T] = held[1]
-    if key not in kept:
-        kept[key] = compute()
-    return kept[key]
+    return rows.edges.slices.of(as_of_ms).get(key, compute)
 
 
 def _one_instant(as_of_ms: Int64) -> int:

@@ -12,7 +12,7 @@ from graph_features.clock import DAY_MS
 from graph_features.edges import EdgeTable, Float64, Int64
 from graph_features.kernels.ledgers import fraud_ledger, payment_ledger, totals_at
 from graph_features.kernels.sweeps import check_sums, recent_payments
-from graph_features.kernels.timeline import Side, grouping
+from graph_features.kernels.timeline import Side, timeline
 from graph_features.neighbour_spec import NEIGHBOUR_COUNT, RECEIVED, SENT
 from graph_features.rows import AccountRows, Column, ListColumn
 from graph_features.schema import Cadence, DType, Renewal
@@ -28,6 +28,7 @@ NEIGHBOURS = View(
         __name__,
         "graph_features.neighbour_spec",
         "graph_features.kernels.timeline",
+        "graph_features.kernels.sorting",
         "graph_features.kernels.ledgers",
         "graph_features.kernels.recent",
     ),
@@ -88,8 +89,8 @@ def _totals(edges: EdgeTable, account: Int64, as_of_ms: Int64) -> Int64:
         [totals_at(ledger(edges, side), account, as_of_ms) for side in (Side.SENT, Side.RECEIVED)]
         for ledger in (payment_ledger, fraud_ledger)
     )
-    everything = grouping(edges, Side.EITHER)
-    first_ms = edges.ts_ms[everything.edge[everything.offsets[account]]]
+    everything = timeline(edges, Side.EITHER)
+    first_ms = everything.ts_ms[everything.offsets[account]]
     return np.stack((*sent, *received, first_ms, *np.concatenate(frauds)))
 
 

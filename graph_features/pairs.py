@@ -19,6 +19,8 @@ PAIR = View(
     modules=(
         __name__,
         "graph_features.kernels.timeline",
+        "graph_features.kernels.sorting",
+        "graph_features.kernels.columns",
         "graph_features.kernels.int128",
         "graph_features.kernels.windows",
         "graph_features.kernels.rhythm",

@@ -29,6 +29,9 @@ PROXIMITY = View(
     modules=(
         __name__,
         "graph_features.graphs",
+        "graph_features.kernels.sorting",
+        "graph_features.kernels.adjacency",
+        "graph_features.kernels.timeline",
         "graph_features.topology",
         "graph_features.communities",
         "graph_features.fraud_paths",

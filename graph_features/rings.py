@@ -45,6 +45,7 @@ RINGS = View(
         "graph_features.kernels.cycles",
         "graph_features.kernels.scatter",
         "graph_features.kernels.sharing",
+        "graph_features.kernels.sorting",
     ),
 )
 

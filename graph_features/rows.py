@@ -73,7 +73,19 @@ def to_arrow(column: Column, dtype: DType) -> pa.Array:
             values = pa.array(values, dtype.arrow.value_type)
         return pa.ListArray.from_arrays(pa.array(column.offsets, pa.int32()), values)
     if isinstance(column, np.ma.MaskedArray):
-        return pa.array(column.filled(0), pa.int64(), mask=np.ma.getmaskarray(column)).cast(dtype.arrow)
+        return _integers(column.data, np.ma.getmaskarray(column)).cast(dtype.arrow)
     if column.dtype.kind == "f":
-        return pa.array(column, pa.float64(), from_pandas=True)
+        return _with_nulls(pa.float64(), np.ascontiguousarray(column, np.float64), np.isnan(column))
     return pa.array(column, pa.int64()).cast(dtype.arrow)
+
+
+def _integers(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> pa.Array:
+    from graph_features.kernels.columns import zero_where
+
+    return _with_nulls(pa.int64(), zero_where(np.ascontiguousarray(values), mask), mask)
+
+
+def _with_nulls(dtype: pa.DataType, values: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> pa.Array:
+    """Return an array over the memory of `values`: pa.array(values, mask=...) takes ten times as long."""
+    valid = pa.py_buffer(np.packbits(~mask, bitorder="little")) if mask.any() else None
+    return pa.Array.from_buffers(dtype, len(values), [valid, pa.py_buffer(values)])

@@ -29,6 +29,9 @@ TOPOLOGY = View(
     modules=(
         __name__,
         "graph_features.graphs",
+        "graph_features.kernels.sorting",
+        "graph_features.kernels.adjacency",
+        "graph_features.kernels.timeline",
         "graph_features.centrality",
         "graph_features.shortest_paths",
         "graph_features.spectral",

@@ -16,7 +16,7 @@ from graph_features.clock import MINUTE_MS
 from graph_features.edges import Int64
 from graph_features.kernels.ledgers import label_timeline
 from graph_features.kernels.sweeps import Queries, check_sums
-from graph_features.kernels.timeline import COMPLETED, Side, pair_index, read_only, timeline
+from graph_features.kernels.timeline import COMPLETED, Side, counterparties, read_only, timeline
 from graph_features.rows import AccountRows, Column, ListColumn
 from graph_features.schema import Cadence, DType, Renewal
 from graph_features.window_spec import LABEL_LEVELS, PAYMENT_LEVELS, WINDOWS_VIEW, Window
@@ -32,6 +32,7 @@ ACCOUNT_WINDOWS = View(
         "graph_features.window_spec",
         "graph_features.finish",
         "graph_features.kernels.timeline",
+        "graph_features.kernels.sorting",
         "graph_features.kernels.ledgers",
         "graph_features.kernels.windows",
         "graph_features.kernels.levels",
@@ -68,11 +69,9 @@ def _payment_buckets(rows: AccountRows, side: Side) -> PaymentBuckets:
 
     check_sums(rows.edges, side, rows.account)
     queries = Queries.of(rows.account, rows.as_of_ms)
-    payments, pairs = timeline(rows.edges, side), pair_index(rows.edges)
     offsets, buckets, offsets_many, maxima, deviations = sweep_buckets(
-        payments,
-        read_only(pairs.of_edge[payments.edge]),
-        np.zeros((len(pairs.key), 2), np.int64),
+        timeline(rows.edges, side),
+        counterparties(rows.edges, side),
         queries.group,
         queries.as_of_ms,
         *_levels(PAYMENT_LEVELS),

@@ -6,10 +6,11 @@ however long the history, and however much a row of a hub holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
+from functools import lru_cache, partial
+from itertools import chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +28,7 @@ from graph_features.kernels.timeline import pair_index
 from graph_features.late import coverage_of, late_records, stale_rows
 from graph_features.late_records import Late
 from graph_features.neighbours import NEIGHBOURS
-from graph_features.schema import EntityKey, ViewSchema
+from graph_features.schema import Cadence, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings
 
 CHUNK_ROWS = 100_000
@@ -124,6 +125,57 @@ def slice_rows(view: ViewSchema, edges: EdgeTable, *, as_of_ms: int, settings: F
     return compute_rows(view, edges, entities=entities, as_of_ms=as_of, settings=settings)
 
 
+def rows_at(
+    views: Sequence[ViewSchema], edges: EdgeTable, *, as_of_ms: int, settings: FeatureSettings, threads: int = 1
+) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (view name, table) until all rows of `views` at one instant are there: newest event rows, and the slices.
+
+    Tables of one event view come in the order of its entities with one thread, in any order with more. Threads share
+    the table's indexes; the kernels run beside each other, for they hold no interpreter lock.
+    """
+
+    def slice_table(view: ViewSchema) -> pa.Table:
+        return slice_rows(view, edges, as_of_ms=as_of_ms, settings=settings)
+
+    # Slices first: they take longest, and what they have in common is built by whoever comes first.
+    slices = [view for view in views if view.cadence is Cadence.SLICE]
+    work: Iterator[tuple[str, Callable[[], pa.Table]]] = chain(
+        ((view.name, partial(slice_table, view)) for view in slices),
+        (
+            (view.name, part)
+            for view in views
+            if view.cadence is Cadence.EVENT
+            for part in _parts(view, edges, *latest(view, edges, None, before_ms=as_of_ms), settings, CHUNK_ROWS)
+        ),
+    )
+    yield from _in_threads(work, threads)
+
+
+def _in_threads(work: Iterator[tuple[str, Callable[[], pa.Table]]], threads: int) -> Iterator[tuple[str, pa.Table]]:
+    """Yield what the work gives as it is done, a little ahead of who asks for it."""
+    if threads == 1:
+        for name, compute in work:
+            yield name, compute()
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        names: dict[Future[pa.Table], str] = {}
+        try:
+            for name, compute in work:
+                names[pool.submit(compute)] = name
+                if len(names) > threads:
+                    yield from _done(names)
+            while names:
+                yield from _done(names)
+        finally:
+            for future in names:
+                future.cancel()
+
+
+def _done(names: dict[Future[pa.Table], str]) -> Iterator[tuple[str, pa.Table]]:
+    for future in wait(names, return_when=FIRST_COMPLETED).done:
+        yield names.pop(future), future.result()
+
+
 def _groups_of_accounts(view: ViewSchema, edges: EdgeTable, codes: npt.NDArray[np.integer]) -> Int64:
     codes = np.unique(codes[codes >= 0])
     if view.entity != "pair":
@@ -142,14 +194,21 @@ def groups_of_keys(view: ViewSchema, edges: EdgeTable, keys: Sequence[EntityKey]
 def _tables(
     view: ViewSchema, edges: EdgeTable, group: Int64, as_of_ms: Int64, settings: FeatureSettings, chunk_rows: int
 ) -> Iterator[pa.Table]:
-    def computed(part: slice) -> pa.Table:
+    parts = (part() for part in _parts(view, edges, group, as_of_ms, settings, chunk_rows))
+    yield from gathered(parts, most_rows=chunk_rows, most_bytes=CHUNK_BYTES)
+
+
+def _parts(
+    view: ViewSchema, edges: EdgeTable, group: Int64, as_of_ms: Int64, settings: FeatureSettings, chunk_rows: int
+) -> Iterator[Callable[[], pa.Table]]:
+    def table(part: slice) -> pa.Table:
         entities = Entities.of_groups(edges, view.entity, group[part])
         return compute_rows(view, edges, entities=entities, as_of_ms=as_of_ms[part], settings=settings)
 
     has_lists = any(feature.dtype.is_list for feature in view.features)
     step = min(chunk_rows, STEP_ROWS) if has_lists else chunk_rows
-    parts = (computed(slice(start, start + step)) for start in range(0, len(group), step))
-    yield from gathered(parts, most_rows=chunk_rows, most_bytes=CHUNK_BYTES)
+    for start in range(0, len(group), step):
+        yield partial(table, slice(start, start + step))
 
 
 def gathered(tables: Iterable[pa.Table], *, most_rows: int, most_bytes: int) -> Iterator[pa.Table]:

@@ -88,7 +88,6 @@ def pass_on(old: Any, new: Any, first: Any, head: int, end: int, cells: Any) -> 
 def sweep_buckets(
     t: Timeline,
     other: Any,
-    seen: Any,
     group: Any,
     as_of_ms: Any,
     reaches_ms: Any,
@@ -99,9 +98,8 @@ def sweep_buckets(
     """Return the buckets of the payments that count, for queries sorted by (group, as_of).
 
     (offsets (n + 1), buckets, offsets (n + 1) of those of two payments or more, their maxima, their squared
-    deviations). A bucket is four numbers, see window_spec.BUCKET; empty ones are left out. `other` names the
-    counterparty of each entry in `seen`, zeros of (counterparties, 2); `room` is at least twice the buckets that a
-    query may have.
+    deviations). A bucket is four numbers, see window_spec.BUCKET; empty ones are left out. `other` numbers the
+    counterparty of each entry within its group; `room` is at least twice the buckets that a query may have.
     """
     n = len(group)
     longest, most = 0, 0
@@ -119,6 +117,7 @@ def sweep_buckets(
     tree = np.empty(2 * width, np.int64)
     counts_now = np.empty(longest, np.bool_)
     before = np.empty(longest, np.int64)
+    seen = np.empty((longest, 2), np.int64)
     floors, floors_before = np.zeros(len(grains), np.int64), np.zeros(len(grains), np.int64)
     start, first, target = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
     cells, largest, squares = np.empty((room, 3), np.int64), np.empty(room, np.int64), np.empty((room, 2), np.uint64)
@@ -135,6 +134,7 @@ def sweep_buckets(
                 base = t.offsets[g]
                 degree = t.offsets[g + 1] - base
                 counts_now[:degree] = True
+                seen[:degree] = 0
                 change, last_change = t.change_offsets[g], t.change_offsets[g + 1]
                 # Only where payments may be taken out again does a maximum need more than itself.
                 revised = change < last_change

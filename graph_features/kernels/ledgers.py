@@ -16,9 +16,9 @@ from graph_features.kernels.timeline import (
     deltas,
     grouping,
     known_ms,
-    offsets_of,
     read_only,
     read_only_codes,
+    timeline,
 )
 
 if TYPE_CHECKING:
@@ -36,11 +36,19 @@ def payment_ledger(edges: EdgeTable, side: Side) -> Ledger:
     """Return running count and amount of the payments that count, per group of `side`."""
 
     def build() -> Ledger:
+        from graph_features.kernels.recent import Ledger, merge_payments
+        from graph_features.kernels.sorting import by_code_and_time
+
         taken = deltas(edges, edges.statuses, edges.statuses.value == COMPLETED, before=True)
-        edge = np.concatenate((np.arange(edges.n_edges), taken.edge))
-        delta = np.concatenate((np.ones(edges.n_edges, np.int64), taken.delta))
-        ts_ms = np.concatenate((edges.ts_ms, taken.ts_ms))
-        return _ledger(edges, side, edge, ts_ms, np.stack((delta, delta * edges.amount[edge])))
+        groups = grouping(edges, side)
+        item, group, _ = groups.spread(taken.edge)
+        offsets, order = by_code_and_time(group, taken.ts_ms[item], groups.n_groups)
+        item = item[order]
+        change = np.stack((taken.delta, taken.delta * edges.amount[taken.edge]))[:, item]
+        offsets, ts_ms, totals = merge_payments(
+            timeline(edges, side), read_only(offsets), read_only(taken.ts_ms[item]), read_only(change)
+        )
+        return Ledger(offsets=read_only(offsets), ts_ms=read_only(ts_ms), totals=read_only(totals))
 
     return edges.memo(("payment_ledger", side), build)
 
@@ -57,15 +65,16 @@ def fraud_ledger(edges: EdgeTable, side: Side) -> Ledger:
 
 def _ledger(edges: EdgeTable, side: Side, edge: Int64, ts_ms: Int64, steps: Int64) -> Ledger:
     from graph_features.kernels.recent import Ledger
+    from graph_features.kernels.sorting import by_code_and_time
 
     groups = grouping(edges, side)
     item, group, _ = groups.spread(edge)
-    order = np.lexsort((ts_ms[item], group))
+    offsets, order = by_code_and_time(group, ts_ms[item], groups.n_groups)
     item = item[order]
     totals = np.zeros((len(steps), len(item) + 1), np.int64)
     np.cumsum(steps[:, item], axis=1, out=totals[:, 1:])
     return Ledger(
-        offsets=read_only(offsets_of(group, groups.n_groups)),
+        offsets=read_only(offsets),
         ts_ms=read_only(ts_ms[item]),
         totals=read_only(totals),
     )
@@ -85,24 +94,26 @@ def label_timeline(edges: EdgeTable, side: Side) -> LabelTimeline:
 
 def _label_timeline(edges: EdgeTable, side: Side) -> LabelTimeline:
     from graph_features.kernels.known_labels import LabelTimeline
+    from graph_features.kernels.sorting import by_code, by_code_and_time
 
     account = (edges.sender if side is Side.SENT else edges.receiver).astype(np.int64)
     labels = edges.labels
-    labelled = np.unique(labels.edge)
-    by_account = np.argsort(account[labelled], kind="stable")
+    has_label = np.zeros(edges.n_edges, np.bool_)
+    has_label[labels.edge] = True
+    labelled = np.flatnonzero(has_label)
+    slot_offsets, by_account = by_code(account[labelled], edges.n_accounts)
     slots = labelled[by_account]
-    slot_offsets = offsets_of(account[slots], edges.n_accounts)
-    slot_of = np.empty_like(by_account)
-    slot_of[by_account] = np.arange(len(slots))
+    slot_of = np.full(edges.n_edges, -1, np.int64)
+    slot_of[slots] = np.arange(len(slots))
     known, group = known_ms(edges, labels), account[labels.edge]
-    order = np.lexsort((known, group))
-    slot = slot_of[np.searchsorted(labelled, labels.edge)] - slot_offsets[group]
+    change_offsets, order = by_code_and_time(group, known, edges.n_accounts)
+    slot = slot_of[labels.edge] - slot_offsets[group]
     fraud = labels.value != GENUINE
     return LabelTimeline(
         slot_offsets=read_only(slot_offsets),
         slot_ts_ms=read_only(edges.ts_ms[slots]),
         slot_ordinary=read_only_codes(_ordinary(edges, side, account, np.unique(labels.edge[fraud]))[slots]),
-        change_offsets=read_only(offsets_of(group, edges.n_accounts)),
+        change_offsets=read_only(change_offsets),
         change_slot=read_only(slot[order]),
         change_ts_ms=read_only(known[order]),
         change_fraud=read_only_codes(fraud[order]),
@@ -134,6 +145,8 @@ def named_counterparties(edges: EdgeTable, account: npt.NDArray[np.integer], as_
 
 
 def _named(edges: EdgeTable) -> tuple[Int64, Int64, Int64, Int64, int]:
+    from graph_features.kernels.sorting import by_code_and_time
+
     sender, receiver = edges.sender.astype(np.int64), edges.receiver.astype(np.int64)
     receivers = _naming(edges, NAMES_RECEIVER)
     senders = _naming(edges, NAMES_SENDER)
@@ -144,9 +157,9 @@ def _named(edges: EdgeTable) -> tuple[Int64, Int64, Int64, Int64, int]:
     apart = account != other
     account, other, ts_ms, delta = account[apart], other[apart], ts_ms[apart], delta[apart]
     pairs, code = np.unique(account * max(edges.n_accounts, 1) + other, return_inverse=True)
-    order = np.lexsort((ts_ms, account))
+    offsets, order = by_code_and_time(account, ts_ms, edges.n_accounts)
     return (
-        read_only(offsets_of(account, edges.n_accounts)),
+        read_only(offsets),
         read_only(ts_ms[order]),
         read_only(code[order]),
         read_only(delta[order]),

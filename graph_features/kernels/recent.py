@@ -104,3 +104,35 @@ def sweep_distinct(offsets: Any, ts_ms: Any, code: Any, delta: Any, seen: Any, g
             at += 1
         out[i] = distinct
     return out
+
+
+@compiled
+def merge_payments(t: Timeline, change_offsets: Any, change_ts_ms: Any, change: Any) -> Any:
+    """Return (offsets, times, totals (2, n + 1)) of a ledger: count and amount of payments, then of what changed them.
+
+    `change` (2, changes) is what each adds to count and amount; changes are grouped by `change_offsets`, in order of
+    time. Of one instant payments come first.
+    """
+    n_groups = len(t.offsets) - 1
+    n = len(t.ts_ms) + len(change_ts_ms)
+    offsets = np.zeros(n_groups + 1, np.int64)
+    ts_ms, totals = np.empty(n, np.int64), np.zeros((2, n + 1), np.int64)
+    found, count, amount = 0, 0, 0
+    for g in range(n_groups):
+        at, of = t.offsets[g], change_offsets[g]
+        last, last_of = t.offsets[g + 1], change_offsets[g + 1]
+        while at < last or of < last_of:
+            if of == last_of or (at < last and t.ts_ms[at] <= change_ts_ms[of]):
+                ts_ms[found] = t.ts_ms[at]
+                count += 1
+                amount += t.amount[at]
+                at += 1
+            else:
+                ts_ms[found] = change_ts_ms[of]
+                count += change[0, of]
+                amount += change[1, of]
+                of += 1
+            found += 1
+            totals[0, found], totals[1, found] = count, amount
+        offsets[g + 1] = found
+    return offsets, ts_ms, totals

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from graph_features.edges import EdgeTable, Int64
 from graph_features.kernels.compiled import compiled
+from graph_features.kernels.sorting import by_code
 
 MOST = 100
 """Accounts are counted up to this number, so that a public address costs no more than a private one."""
@@ -44,7 +45,7 @@ def uses_of(edges: EdgeTable, kind: str) -> Uses:
         code = getattr(edges, kind)
         known = np.flatnonzero(code >= 0)
         thing, user = code[known].astype(np.int64), edges.sender[known].astype(np.int64)
-        offsets, order = _by_code(thing, int(code.max(initial=-1)) + 1)
+        offsets, order = by_code(thing, int(code.max(initial=-1)) + 1)
         first = order[_is_first(offsets, order, user, edges.n_accounts)]
         sizes = np.bincount(thing[first], minlength=len(offsets) - 1)
         return Uses(offsets=_offsets(sizes), user=user[first], since_ms=edges.ts_ms[known[first]])
@@ -58,7 +59,7 @@ def sharing_at(uses: Uses, as_of_ms: int, n_accounts: int) -> Sharing:
     by_thing = _offsets(keep)[uses.offsets]
     user = uses.user[keep]
     thing = np.repeat(np.arange(len(by_thing) - 1), np.diff(by_thing))
-    by_account, order = _by_code(user, n_accounts)
+    by_account, order = by_code(user, n_accounts)
     return Sharing(by_thing=by_thing, user=user, by_account=by_account, thing=thing[order])
 
 
@@ -73,22 +74,6 @@ def others(sharing: Sharing, chosen: Flags | None = None) -> Int64:
 
 def _offsets(sizes: npt.NDArray[np.generic]) -> Int64:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-
-
-def _by_code(code: Int64, n: int) -> tuple[Int64, Int64]:
-    """Return offsets per code and the stable order by code."""
-    offsets = _offsets(np.bincount(code, minlength=n))
-    return offsets, _placed(code, offsets)
-
-
-@compiled
-def _placed(code: Int64, offsets: Int64) -> Int64:
-    order = np.empty(len(code), np.int64)
-    at = offsets[:-1].copy()
-    for k in range(len(code)):
-        order[at[code[k]]] = k
-        at[code[k]] += 1
-    return order
 
 
 @compiled

@@ -14,7 +14,7 @@ from graph_features.contracts import STATUSES
 from graph_features.edges import EdgeTable, Float64, Int64
 from graph_features.errors import FeatureComputationError
 from graph_features.histogram import HISTOGRAM_BINS, histogram_bin
-from graph_features.kernels.timeline import COMPLETED, Side, grouping, pair_index, read_only, timeline
+from graph_features.kernels.timeline import COMPLETED, Side, counterparties, grouping, pair_index, read_only, timeline
 from graph_features.rows import ListColumn
 from graph_features.standings import LARGEST_SUM
 from graph_features.window_spec import Window
@@ -102,15 +102,8 @@ def window_sums(
 
     check_sums(edges, side, group)
     queries = Queries.of(group, as_of_ms)
-    payments = timeline(edges, side)
-    other, seen_rows = np.empty(0, np.int64), 0
-    if distinct:
-        pairs = pair_index(edges)
-        other, seen_rows = pairs.of_edge[payments.edge], len(pairs.key)
-    seen = np.zeros((seen_rows, len(windows)), np.int32)
-    results = sweep_windows(
-        payments, read_only(other), seen, queries.group, queries.as_of_ms, *_spans(windows), COMPLETED
-    )
+    other = counterparties(edges, side) if distinct else read_only(np.empty(0, np.int64))
+    results = sweep_windows(timeline(edges, side), other, queries.group, queries.as_of_ms, *_spans(windows), COMPLETED)
     count, total, largest, deviations, met = (queries.restore(result) for result in results)
     return WindowSums(count=count, total=total, largest=largest, deviations=deviations, distinct=met)
 
@@ -127,11 +120,16 @@ def check_sums(edges: EdgeTable, side: Side, group: npt.NDArray[Any]) -> None:
 
     def too_large() -> Int64:
         groups = grouping(edges, side)
+        most = int(np.max(np.diff(groups.offsets), initial=0))
+        if most * int(np.max(np.abs(edges.amount), initial=0)) <= LARGEST_SUM:
+            return np.empty(0, np.int64)
         weights = np.abs(edges.amount[groups.edge]).astype(np.float64)
         sums = np.bincount(np.repeat(np.arange(groups.n_groups), np.diff(groups.offsets)), weights, groups.n_groups)
         return np.flatnonzero(sums > LARGEST_SUM)
 
     over = edges.memo(("too_large", side), too_large)
+    if not len(over):
+        return
     hit = np.intersect1d(over, group)
     if len(hit):
         reason = f"amounts {side} add up to more than {LARGEST_SUM} minor units"

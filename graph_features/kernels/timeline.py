@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from graph_features.contracts import STATUSES
-from graph_features.edges import Changes, EdgeTable, Int8, Int64
+from graph_features.edges import Changes, EdgeTable, Int8, Int32, Int64
 
 COMPLETED = STATUSES.index("completed")
+
+Codes = npt.NDArray[np.signedinteger[Any]]
 
 
 class Side(StrEnum):
@@ -57,27 +60,33 @@ class Deltas(NamedTuple):
 class Grouping:
     """Entries of a grouping before times and amounts are looked up.
 
-    `groups` is (n_edges, 1 or 2) group codes, -1 for none; `location` the entry of each of its cells.
+    `groups` is (n_edges, 1 or 2) group codes, -1 for none.
     """
 
-    groups: Int64
+    groups: Codes
     offsets: Int64
-    edge: Int64
-    location: Int64
+    order: Int64
+    """Which cell of `groups` each entry is."""
 
     @classmethod
-    def of(cls, groups: Int64, n_groups: int) -> Grouping:
-        cells = groups.ravel()
-        kept = np.flatnonzero(cells >= 0)
-        order = kept[np.argsort(cells[kept], kind="stable")]
-        location = np.full(len(cells), -1, np.int64)
-        location[order] = np.arange(len(order))
-        return cls(
-            groups=groups,
-            offsets=offsets_of(cells[kept], n_groups),
-            edge=order // max(groups.shape[1], 1),
-            location=location,
-        )
+    def of(cls, groups: Codes, n_groups: int) -> Grouping:
+        from graph_features.kernels.sorting import by_code
+
+        offsets, order = by_code(groups.ravel(), n_groups)
+        return cls(groups=groups, offsets=offsets, order=order)
+
+    @property
+    def edge(self) -> Int64:
+        """Which edge each entry is; `timeline` keeps it."""
+        width = self.groups.shape[1]
+        return self.order if width == 1 else self.order // width
+
+    @cached_property
+    def _location(self) -> Codes:
+        """The entry of each cell of `groups`."""
+        location: Codes = np.full(self.groups.size, -1, np.int32 if self.groups.size < 2**31 else np.int64)
+        location[self.order] = np.arange(len(self.order))
+        return location
 
     @property
     def n_groups(self) -> int:
@@ -88,17 +97,10 @@ class Grouping:
         width = self.groups.shape[1]
         group = self.groups[edge].ravel()
         item = np.repeat(np.arange(len(edge)), width)
-        location = self.location[(edge[:, None] * width + np.arange(width)).ravel()]
+        location = self._location[(edge[:, None] * width + np.arange(width)).ravel()]
         held = group >= 0
-        item, group, location = item[held], group[held], location[held]
+        item, group, location = item[held], group[held].astype(np.int64), location[held]
         return item, group, location - self.offsets[group]
-
-
-def offsets_of(group: Int64, n_groups: int) -> Int64:
-    """Return CSR offsets of entries that are sorted by group."""
-    offsets = np.zeros(n_groups + 1, np.int64)
-    np.cumsum(np.bincount(group, minlength=n_groups), out=offsets[1:])
-    return offsets
 
 
 def read_only(array: npt.NDArray[np.generic]) -> Int64:
@@ -121,15 +123,14 @@ def grouping(edges: EdgeTable, side: Side) -> Grouping:
 
 
 def _group(edges: EdgeTable, side: Side) -> Grouping:
-    sender, receiver = edges.sender.astype(np.int64), edges.receiver.astype(np.int64)
     match side:
         case Side.SENT:
-            return Grouping.of(sender[:, None], edges.n_accounts)
+            return Grouping.of(edges.sender[:, None], edges.n_accounts)
         case Side.RECEIVED:
-            return Grouping.of(receiver[:, None], edges.n_accounts)
+            return Grouping.of(edges.receiver[:, None], edges.n_accounts)
         case Side.EITHER:
-            other_end = np.where(sender == receiver, -1, receiver)
-            return Grouping.of(np.stack((sender, other_end), axis=1), edges.n_accounts)
+            other_end = np.where(edges.sender == edges.receiver, np.int32(-1), edges.receiver)
+            return Grouping.of(np.stack((edges.sender, other_end), axis=1), edges.n_accounts)
         case Side.PAIRS:
             pairs = pair_index(edges)
             return Grouping.of(pairs.of_edge[:, None], len(pairs.key))
@@ -141,16 +142,18 @@ def timeline(edges: EdgeTable, side: Side) -> Timeline:
 
 
 def _timeline(edges: EdgeTable, side: Side) -> Timeline:
+    from graph_features.kernels.sorting import by_code
+
     groups = grouping(edges, side)
     item, group, at = groups.spread(edges.statuses.edge)
-    order = np.argsort(group, kind="stable")
+    change_offsets, order = by_code(group, groups.n_groups)
     item = item[order]
     return Timeline(
         offsets=read_only(groups.offsets),
         edge=read_only(groups.edge),
         ts_ms=read_only(edges.ts_ms[groups.edge]),
         amount=read_only(edges.amount[groups.edge]),
-        change_offsets=read_only(offsets_of(group, groups.n_groups)),
+        change_offsets=read_only(change_offsets),
         change_at=read_only(at[order]),
         change_ts_ms=read_only(edges.statuses.ts_ms[item]),
         change_value=read_only_codes(edges.statuses.value[item]),
@@ -165,6 +168,8 @@ class PairIndex:
     """
 
     key: Int64
+    sender: Int32
+    receiver: Int32
     of_edge: Int64
     n_accounts: int
 
@@ -181,10 +186,35 @@ def pair_index(edges: EdgeTable) -> PairIndex:
     """Return the pairs of `edges`."""
 
     def build() -> PairIndex:
-        key, of_edge = np.unique(edges.sender.astype(np.int64) * edges.n_accounts + edges.receiver, return_inverse=True)
-        return PairIndex(key=key, of_edge=of_edge.astype(np.int64), n_accounts=edges.n_accounts)
+        from graph_features.kernels.sorting import by_two_codes
+
+        order = by_two_codes(edges.sender, edges.receiver, edges.n_accounts)
+        sender, receiver = edges.sender[order], edges.receiver[order]
+        key = sender.astype(np.int64) * edges.n_accounts + receiver
+        new = np.diff(key, prepend=-1) != 0
+        of_edge = np.empty(len(order), np.int64)
+        of_edge[order] = np.cumsum(new) - 1
+        return PairIndex(
+            key=key[new], sender=sender[new], receiver=receiver[new], of_edge=of_edge, n_accounts=edges.n_accounts
+        )
 
     return edges.memo("pairs", build)
+
+
+def counterparties(edges: EdgeTable, side: Side) -> Int64:
+    """Return per entry of the sent or received timeline its counterparty, numbered from 0 within each account."""
+
+    def build() -> Int64:
+        from graph_features.kernels.sorting import by_code
+
+        pairs = pair_index(edges)
+        account = pairs.sender if side is Side.SENT else pairs.receiver
+        offsets, order = by_code(account, edges.n_accounts)
+        number = np.empty(len(pairs.key), np.int64)
+        number[order] = np.arange(len(order)) - offsets[account[order]]
+        return read_only(number[pairs.of_edge[timeline(edges, side).edge]])
+
+    return edges.memo(("counterparties", side), build)
 
 
 def known_ms(edges: EdgeTable, changes: Changes) -> Int64:
@@ -194,7 +224,7 @@ def known_ms(edges: EdgeTable, changes: Changes) -> Int64:
 
 def deltas(edges: EdgeTable, changes: Changes, state: npt.NDArray[np.bool_], *, before: bool) -> Deltas:
     """Return what `changes` do to a state of payments that is `before` at first and that each change makes `state`."""
-    order = np.lexsort((np.arange(len(changes.edge)), changes.edge))
+    order = np.argsort(changes.edge, kind="stable")
     edge, now = changes.edge[order], state[order].astype(np.int64)
     previous = np.empty_like(now)
     previous[1:] = now[:-1]

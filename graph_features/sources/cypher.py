@@ -1,4 +1,4 @@
-"""Named statements out of queries.cypher: `// name: read_lines` starts one, the next such line or the end ends it."""
+"""Named statements out of queries.cypher: `// name: read_blocks` starts one, the next such line or the end ends it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from graph_features.sources.checksum import BUCKET_ROWS, bucket_checksums, merge
 from graph_features.sources.cypher import load_cypher
 from graph_features.sources.payments import EDGE_SCHEMA, canonical, edges_of, uses
 
-_SEPARATOR: Final = "\x1f"  # ASCII's own unit separator
+_FIELD, _ROW = "\x1f", "\x1e"  # ASCII's own separators of units and records
 _FIELDS: Final = len(EDGE_SCHEMA)
 _THINGS: Final = {"device_id": "write_devices", "card_id": "write_cards", "ip": "write_ips"}
 
@@ -142,8 +142,8 @@ class Neo4jGraph:
                 "up_to_seq": min(low + BUCKET_ROWS, up_to_seq),
                 "before_ms": before_ms,
             }
-            lines = self._read("read_lines", separator=_SEPARATOR, **bounds)[0][0]
-            table = _table_of_lines(pa.array(lines, pa.string()))
+            n_rows, blocks = self._read("read_blocks", field=_FIELD, row=_ROW, **bounds)[0]
+            table = _table_of_blocks(n_rows, blocks)
             yield table if table is not None else _table(self._read("read_columns", **bounds)[0])
 
     def _read(self, statement: str, **parameters: Any) -> list[Any]:
@@ -181,15 +181,19 @@ def _fetch(transaction: neo4j.ManagedTransaction, statement: str, parameters: di
     return [record.values() for record in transaction.run(statement, parameters)]
 
 
-def _table_of_lines(lines: pa.Array) -> pa.Table | None:
-    """Edges out of joined fields; None when an id holds the separator, so that a line has more fields than columns."""
-    if len(lines) == 0:
+def _table_of_blocks(n_rows: int, blocks: Sequence[str]) -> pa.Table | None:
+    """Edges out of joined rows; None when an id holds a separator, so that there are more rows or fields than columns.
+
+    Every row begins with _ROW.
+    """
+    if n_rows == 0:
         return EDGE_SCHEMA.empty_table()
-    fields = pc.split_pattern(lines, _SEPARATOR)
-    if not pc.all(pc.equal(pc.list_value_length(fields), _FIELDS)).as_py():
+    rows = pc.split_pattern(pa.array(["".join(blocks)[1:]], pa.large_string()), _ROW).flatten()
+    fields = pc.split_pattern(rows, _FIELD)
+    if len(rows) != n_rows or not pc.all(pc.equal(pc.list_value_length(fields), _FIELDS)).as_py():
         return None
     values = fields.flatten()
-    # Every line ends one row of `values`: field k of row i lies at i * _FIELDS + k.
+    # Every row is one after the other in `values`: field k of row i lies at i * _FIELDS + k.
     places = np.arange(0, len(values), _FIELDS)
     return _table([values.take(places + k) for k in range(_FIELDS)])
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
+from graph_features.time_order import in_time_order
 
 _COLUMNS: Final = ("transaction_id", "seq", "event_timestamp", "sender_id", "receiver_id", "amount_base")
 
@@ -18,8 +19,7 @@ EDGE_SCHEMA: Final = pa.schema([STORED_TRANSACTION_SCHEMA.field(name) for name i
 
 def canonical(tables: Iterable[pa.Table]) -> pa.Table:
     """All rows in the order of every edge table: event time, then transaction id."""
-    table = pa.concat_tables([EDGE_SCHEMA.empty_table(), *tables])
-    return table.sort_by([("event_timestamp", "ascending"), ("transaction_id", "ascending")])
+    return in_time_order(pa.concat_tables([EDGE_SCHEMA.empty_table(), *tables]))
 
 
 def edges_of(stored: pa.Table) -> pa.Table:
