@@ -77,7 +77,7 @@ class Bench:
 
     def on_demand(self) -> list[Figure]:
         running = self.services
-        return on_demand_figures(self.payments, self.edges, running.postgres, running.redis, running.neo4j)
+        return on_demand_figures(self.payments, self.edges, running.postgres, running.neo4j)
 
     def large(self) -> list[Figure]:
         return large_figures(self.payments)

@@ -16,20 +16,15 @@ from bench.report import Figure
 from bench.timing import note, repeated, seconds
 from graph_features.catalog import catalog
 from graph_features.drivers import on_demand
-from graph_features.drivers.batch import latest_rows
 from graph_features.edges import EdgeTable
 from graph_features.schema import EntityKey
-from graph_features.settings import Neo4jSettings, PostgresSettings, RedisSettings
+from graph_features.settings import Neo4jSettings, PostgresSettings
 from graph_features.sources.base import GraphStore, RecordStore
 from graph_features.sources.duckdb import DuckdbGraph
 from graph_features.sources.neo4j import Neo4jGraph
 from graph_features.sources.postgres import PostgresRecords
 from graph_features.sources.records import LABELS, STATUSES, TRANSACTIONS
 from graph_features.sources.sqlite import SqliteRecords
-from graph_features.standings import STANDING_VIEWS
-from graph_features.stores.base import OnlineStore
-from graph_features.stores.redis import RedisOnlineStore
-from graph_features.stores.sqlite import SqliteOnlineStore
 
 SIZES = (1, 100, 1000)
 CALLS = {1: 300, 100: 60, 1000: 20}
@@ -40,24 +35,22 @@ NEIGHBOURS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """The stores of one profile, filled."""
+    """The stores of one profile."""
 
     name: str
     records: RecordStore
-    online: OnlineStore
     graph: GraphStore
 
     def close(self) -> None:
-        for store in (self.records, self.online, self.graph):
+        for store in (self.records, self.graph):
             store.close()
 
 
-def services(postgres: PostgresSettings, redis: RedisSettings, neo4j: Neo4jSettings) -> Backend:
-    """PostgreSQL and Redis, empty so far, and a Neo4j that is filled."""
+def services(folder: Path, postgres: PostgresSettings, neo4j: Neo4jSettings) -> Backend:
+    """PostgreSQL, empty so far, with its index of records in a folder, and a Neo4j that is filled."""
     return Backend(
         name="Neo4j + PostgreSQL",
-        records=PostgresRecords(postgres),
-        online=RedisOnlineStore(redis, project="bench"),
+        records=PostgresRecords(postgres, cache=folder / "postgres"),
         graph=Neo4jGraph(neo4j),
     )
 
@@ -70,14 +63,13 @@ def embedded(folder: Path, payments: Payments) -> Backend:
         graph.write_edges(batch, watermark=batch.column("seq")[-1].as_py())
     return Backend(
         name="DuckDB + SQLite",
-        records=SqliteRecords(folder / "records.sqlite"),
-        online=SqliteOnlineStore(folder / "online.sqlite", project="bench"),
+        records=SqliteRecords(folder / "records.sqlite", cache=folder / "sqlite"),
         graph=graph,
     )
 
 
-def fill(backend: Backend, payments: Payments, edges: EdgeTable) -> None:
-    """Every record, and the online rows that tell what counterparties have done."""
+def fill(backend: Backend, payments: Payments) -> None:
+    """Every record, and the index of all accounts, which a backfill makes too."""
     records = backend.records
     records.create_schema()
 
@@ -91,14 +83,7 @@ def fill(backend: Backend, payments: Payments, edges: EdgeTable) -> None:
                 writer(kind.check(table.slice(start, BATCH_ROWS)))
 
     note(f"  {backend.name}: records written in {seconds(write):.1f} s")
-
-    def online() -> None:
-        for name in STANDING_VIEWS:
-            view = catalog().schema(name)
-            for table in latest_rows(view, edges, None, before_ms=payments.end_ms, settings=SETTINGS):
-                backend.online.write(view, table)
-
-    note(f"  {backend.name}: online rows of counterparties written in {seconds(online):.1f} s")
+    note(f"  {backend.name}: records read and indexed in {seconds(records.read_all):.1f} s")
 
 
 def of_all(payments: Payments, edges: EdgeTable, size: int, call: int) -> list[EntityKey]:
@@ -121,23 +106,19 @@ DRAWS = {"accounts": of_all, "accounts of payments": of_payments}
 
 
 def backend_figures(backend: Backend, payments: Payments, edges: EdgeTable) -> list[Figure]:
-    """p50 and p99 per size: rows with the counterparties' online rows, without them, and the graph's neighbours."""
+    """p50 and p99 per size: rows of all event views, and the graph's neighbours."""
     views = [view for view in catalog().event_views() if view.entity == "account"]
 
-    def rows(keys: Sequence[EntityKey], online: OnlineStore | None) -> None:
+    def rows(keys: Sequence[EntityKey]) -> None:
         done = on_demand.latest_rows(
-            views, {"account": keys}, backend.records, before_ms=payments.end_ms, settings=SETTINGS, online=online
+            views, {"account": keys}, backend.records, before_ms=payments.end_ms, settings=SETTINGS
         )
         assert not done.failed
 
     def neighbours(keys: Sequence[EntityKey]) -> None:
         backend.graph.neighbours([key[0] for key in keys], before_ms=payments.end_ms, limit=NEIGHBOURS)
 
-    calls: dict[str, Callable[[Sequence[EntityKey]], None]] = {
-        "rows": lambda keys: rows(keys, backend.online),
-        "rows, no online store": lambda keys: rows(keys, None),
-        "neighbours": neighbours,
-    }
+    calls: dict[str, Callable[[Sequence[EntityKey]], None]] = {"rows": rows, "neighbours": neighbours}
     figures: list[Figure] = []
     for (drawn, draw), size in product(DRAWS.items(), SIZES):
         asked = [draw(payments, edges, size, call) for call in range(CALLS[size])]
@@ -160,14 +141,14 @@ def _figures(
 
 
 def on_demand_figures(
-    payments: Payments, edges: EdgeTable, postgres: PostgresSettings, redis: RedisSettings, neo4j: Neo4jSettings
+    payments: Payments, edges: EdgeTable, postgres: PostgresSettings, neo4j: Neo4jSettings
 ) -> list[Figure]:
     """Part `on-demand`."""
     figures: list[Figure] = []
     with TemporaryDirectory() as folder:
-        for backend in (services(postgres, redis, neo4j), embedded(Path(folder), payments)):
+        for backend in (services(Path(folder), postgres, neo4j), embedded(Path(folder), payments)):
             try:
-                fill(backend, payments, edges)
+                fill(backend, payments)
                 figures += backend_figures(backend, payments, edges)
             finally:
                 backend.close()
