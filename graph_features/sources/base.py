@@ -83,6 +83,12 @@ class RecordStore(Protocol):
     def read_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> Records:
         """Everything these accounts sent or received before `before_ms`, with statuses and labels known by then."""
 
+    def changes(self, *, after_seq: int, up_to_seq: int, before_ms: int, labels: bool) -> pa.Table:
+        """int64 columns seq and known_ms, by seq: what came with after_seq < seq <= up_to_seq and changes the past.
+
+        `known_ms` is when a record counts from: only those before `before_ms` are returned; labels only if asked for.
+        """
+
     def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
         """Those of `account_ids` that sent or received anything before `before_ms`."""
 

@@ -21,6 +21,7 @@ from graph_features.sources.checksum import BUCKET_ROWS, CHECKSUM_COLUMNS, bucke
 from graph_features.sources.connections import Connection, Connections
 from graph_features.sources.copying import copy_in, copy_out
 from graph_features.sources.records import (
+    CHANGES_SCHEMA,
     LABELS,
     PARTIES_SCHEMA,
     STATUSES,
@@ -132,6 +133,12 @@ class PostgresRecords:
                 labels=table_of_rows(labels.fetchall(), LABELS.stored_schema).sort_by("seq"),
                 max_seq=last,
             )
+
+    def changes(self, *, after_seq: int, up_to_seq: int, before_ms: int, labels: bool) -> pa.Table:
+        """Columns seq and known_ms of what came with after_seq < seq <= up_to_seq and counts from before `before_ms`."""
+        bounds = {"after_seq": after_seq, "up_to_seq": up_to_seq, "before": from_ms(before_ms), "labels": labels}
+        with self._connections.use() as connection:
+            return self._fetch(connection, "changes", bounds, CHANGES_SCHEMA)
 
     def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
         """Those of `account_ids` that sent or received anything before `before_ms`."""

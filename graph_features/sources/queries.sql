@@ -170,6 +170,25 @@ COPY (
     WHERE seq > %(after_seq)s AND seq <= %(up_to_seq)s
 ) TO STDOUT (FORMAT csv)
 
+-- name: changes
+-- What a status or label says of its payment counts from the payment on.
+SELECT seq, (date_part('epoch', known) * 1000)::bigint
+FROM (
+    SELECT seq, event_timestamp AS known
+    FROM ringfence.transactions
+    WHERE seq > %(after_seq)s AND seq <= %(up_to_seq)s AND event_timestamp < %(before)s
+    UNION ALL
+    SELECT statuses.seq, greatest(statuses.status_timestamp, transactions.event_timestamp)
+    FROM ringfence.statuses JOIN ringfence.transactions USING (transaction_id)
+    WHERE statuses.seq > %(after_seq)s AND statuses.seq <= %(up_to_seq)s AND status_timestamp < %(before)s
+    UNION ALL
+    SELECT labels.seq, greatest(labels.label_timestamp, transactions.event_timestamp)
+    FROM ringfence.labels JOIN ringfence.transactions USING (transaction_id)
+    WHERE %(labels)s AND labels.seq > %(after_seq)s AND labels.seq <= %(up_to_seq)s AND label_timestamp < %(before)s
+) AS changes
+WHERE known < %(before)s
+ORDER BY seq
+
 -- name: transactions_of_accounts
 -- Both sides of the union walk an index from the account; one OR over both columns would read the whole table.
 SELECT

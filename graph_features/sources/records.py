@@ -29,6 +29,8 @@ UNKNOWN_TRANSACTION: Final = "unknown transaction"
 
 PARTIES_SCHEMA: Final = pa.schema([TRANSACTION_SCHEMA.field(n) for n in ("transaction_id", "sender_id", "receiver_id")])
 
+CHANGES_SCHEMA: Final = pa.schema([pa.field("seq", pa.int64()), pa.field("known_ms", pa.int64())])
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordKind:

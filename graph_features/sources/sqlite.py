@@ -22,6 +22,7 @@ from graph_features.sources.cache import KINDS, RecordsCache, Tables
 from graph_features.sources.checksum import BUCKET_ROWS, CHECKSUM_COLUMNS, bucket_checksums, merge_checksums
 from graph_features.sources.filelock import file_lock
 from graph_features.sources.records import (
+    CHANGES_SCHEMA,
     LABELS,
     PARTIES_SCHEMA,
     STATUSES,
@@ -146,6 +147,12 @@ class SqliteRecords:
             labels=labels.sort_by("seq"),
             max_seq=last,
         )
+
+    def changes(self, *, after_seq: int, up_to_seq: int, before_ms: int, labels: bool) -> pa.Table:
+        """Columns seq and known_ms of what came with after_seq < seq <= up_to_seq and counts from before `before_ms`."""
+        bounds = {"after_seq": after_seq, "up_to_seq": up_to_seq, "before": before_ms, "labels": labels}
+        with self._connection() as connection:
+            return self._table(connection, "changes", bounds, CHANGES_SCHEMA)
 
     def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
         """Those of `account_ids` that sent or received anything before `before_ms`."""

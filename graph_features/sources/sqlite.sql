@@ -112,6 +112,25 @@ SELECT seq, transaction_id, event_timestamp, sender_id, receiver_id, amount_base
 FROM transactions
 WHERE seq > :after_seq AND seq <= :up_to_seq
 
+-- name: changes
+-- What a status or label says of its payment counts from the payment on.
+SELECT seq, known
+FROM (
+    SELECT seq, event_timestamp AS known
+    FROM transactions
+    WHERE seq > :after_seq AND seq <= :up_to_seq
+    UNION ALL
+    SELECT statuses.seq, max(statuses.status_timestamp, transactions.event_timestamp)
+    FROM statuses JOIN transactions USING (transaction_id)
+    WHERE statuses.seq > :after_seq AND statuses.seq <= :up_to_seq
+    UNION ALL
+    SELECT labels.seq, max(labels.label_timestamp, transactions.event_timestamp)
+    FROM labels JOIN transactions USING (transaction_id)
+    WHERE :labels AND labels.seq > :after_seq AND labels.seq <= :up_to_seq
+)
+WHERE known < :before
+ORDER BY seq
+
 -- name: transactions_of_accounts
 SELECT * FROM transactions
 WHERE sender_id IN (SELECT value FROM json_each(:ids)) AND event_timestamp < :before AND +seq <= :up_to_seq

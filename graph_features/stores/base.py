@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -52,6 +53,23 @@ class OnlineStore(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Offline rows of one piece of work: how many, and where (a table, or a file renamed into place).
+
+    `connection` is that of the transaction (psycopg) which wrote them and is about to commit; None where rows are files,
+    which count already.
+    """
+
+    rows: int
+    name: str
+    connection: Any = None
+
+
+OnWritten = Callable[[Written], None]
+"""Called when a piece's rows are complete; where there is a transaction, an error takes them back."""
+
+
 class OfflineStore(Protocol):
     """Every version of every row. Reading it is Feast's business."""
 
@@ -66,5 +84,8 @@ class OfflineStore(Protocol):
 
         `part` names the piece of work, so that writing it again replaces what an earlier try left.
         """
+
+    def write_all(self, view: ViewSchema, tables: Iterable[pa.Table], *, part: str, on_written: OnWritten) -> int:
+        """`write` the tables of one piece together, all or none, and call `on_written` before they are committed."""
 
     def close(self) -> None: ...

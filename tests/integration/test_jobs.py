@@ -282,7 +282,7 @@ def test_ticks_fire_once_under_contention(ledger: Ledger) -> None:
     assert len(taken) == 1
     assert [job.id for job in ledger.list()] == taken
     assert ledger.get(taken[0]).due_at == NOON
-    assert list(ledger.tick_times("nightly")) == [NOON]
+    assert list(ledger.schedules.tick_times("nightly")) == [NOON]
     with pytest.raises(sa.exc.IntegrityError), ledger.engine.begin() as connection:
         connection.execute(ticks.insert().values(schedule="nightly", tick_at=NOON, job_id=taken[0], created_at=NOON))
 

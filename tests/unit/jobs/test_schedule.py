@@ -154,7 +154,7 @@ def test_two_schedulers_run_every_tick_once(tmp_path: Path, ledger: Any, stop: A
         thread.join(30)
         assert not thread.is_alive()
     assert set(due.values()) == {1}
-    assert sorted(real_time.tick_times("fast")) == sorted(due)
+    assert sorted(real_time.schedules.tick_times("fast")) == sorted(due)
     moments = sorted(due)
     assert all(moment.microsecond == 0 for moment in moments)
     assert {job.state for job in real_time.list()} == {JobState.DONE}
