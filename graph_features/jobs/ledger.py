@@ -40,7 +40,8 @@ RESUMABLE = (JobState.PAUSED, JobState.FAILED, JobState.CANCELLED)
 class Ledger:
     """Jobs, their chunks and the ticks of schedules, on PostgreSQL or SQLite. Threads and processes may share it.
 
-    Pickled it opens the same database in another process, with that process's clock. `clock` is operational time (heartbeats, created_at); it never enters a feature.
+    Pickled it opens the same database in another process, with that process's clock. `clock` is operational time
+    (heartbeats, created_at); it never enters a feature.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Ledger:
         with transaction(self.engine) as connection:
             return [_job(row) for row in connection.execute(query)]
 
-    def unfinished(self, kind: str, *, limit: int = 50) -> list[Job]:
+    def unfinished(self, kind: str, *, limit: int = 50) -> Sequence[Job]:
         """Return jobs of a kind that can be resumed, or whose runner died, newest first."""
         dead = (jobs.c.state == JobState.RUNNING) & (jobs.c.heartbeat_at < self.clock() - self.expiry)
         query = (

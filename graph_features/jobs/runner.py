@@ -135,7 +135,10 @@ class JobRunner:
         runner = f"{self.name}:{uuid4().hex[:8]}"
         job = self.ledger.claim(job_id, runner, resume=resume)
         with heartbeat(
-            lambda: self.ledger.beat(job_id, runner), self.settings.heartbeat_s, name=str(job_id), stopping=self.stopping
+            lambda: self.ledger.beat(job_id, runner),
+            self.settings.heartbeat_s,
+            name=str(job_id),
+            stopping=self.stopping,
         ) as stop:
             context = JobContext(
                 job=job, ledger=self.ledger, runner=runner, stop=stop, on_progress=progress, settings=self.settings

@@ -164,9 +164,7 @@ def _do_chunk(context: JobContext, chunk: Chunk, work: Work) -> None:
 
         def record(written: Written) -> None:
             spent_s = time.perf_counter() - began
-            ledger.offline_committed(
-                chunk, written, compute_s=computed.seconds, offline_s=spent_s - computed.seconds
-            )
+            ledger.offline_committed(chunk, written, compute_s=computed.seconds, offline_s=spent_s - computed.seconds)
 
         stores.offline.write_all(schema, computed, part=chunk.key.part(), on_written=record)
     elif not ledger.is_superseded(chunk):

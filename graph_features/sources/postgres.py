@@ -135,7 +135,7 @@ class PostgresRecords:
             )
 
     def changes(self, *, after_seq: int, up_to_seq: int, before_ms: int, labels: bool) -> pa.Table:
-        """Columns seq and known_ms of what came with after_seq < seq <= up_to_seq and counts from before `before_ms`."""
+        """Columns seq and known_ms of what came with after_seq < seq <= up_to_seq and counts before `before_ms`."""
         bounds = {"after_seq": after_seq, "up_to_seq": up_to_seq, "before": from_ms(before_ms), "labels": labels}
         with self._connections.use() as connection:
             return self._fetch(connection, "changes", bounds, CHANGES_SCHEMA)

@@ -149,7 +149,7 @@ class SqliteRecords:
         )
 
     def changes(self, *, after_seq: int, up_to_seq: int, before_ms: int, labels: bool) -> pa.Table:
-        """Columns seq and known_ms of what came with after_seq < seq <= up_to_seq and counts from before `before_ms`."""
+        """Columns seq and known_ms of what came with after_seq < seq <= up_to_seq and counts before `before_ms`."""
         bounds = {"after_seq": after_seq, "up_to_seq": up_to_seq, "before": before_ms, "labels": labels}
         with self._connection() as connection:
             return self._table(connection, "changes", bounds, CHANGES_SCHEMA)

@@ -57,8 +57,8 @@ class OnlineStore(Protocol):
 class Written:
     """Offline rows of one piece of work: how many, and where (a table, or a file renamed into place).
 
-    `connection` is that of the transaction (psycopg) which wrote them and is about to commit; None where rows are files,
-    which count already.
+    `connection` is that of the transaction (psycopg) which wrote them and is about to commit; None where rows are
+    files, which count already.
     """
 
     rows: int

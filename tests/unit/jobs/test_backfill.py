@@ -16,6 +16,7 @@ from graph_features.jobs.parameters import BackfillParameters
 from graph_features.jobs.records import ChunkKey, ChunkState, JobState
 from graph_features.jobs.runner import JobContext, JobKind, JobRunner
 from graph_features.schema import Cadence
+from graph_features.settings import JobSettings
 from graph_features.stores.sqlite import SqliteOnlineStore
 
 VIEWS = ["account_topology", "account_proximity"]
@@ -26,7 +27,9 @@ def backfill(ledger: Any, make_stores: Any, period: Any) -> Any:
     """backfill(stores, **parameters): a runner and the id of a queued job."""
 
     def make(stores: Any, **parameters: Any) -> tuple[JobRunner, Any]:
-        runner = JobRunner(ledger=ledger, handlers=feature_kinds(stores), heartbeat_s=0.05)
+        runner = JobRunner(
+            ledger=ledger, handlers=feature_kinds(stores), settings=JobSettings(heartbeat_s=0.05, patience_s=0)
+        )
         return runner, runner.submit("backfill", {**period, "views": VIEWS, **parameters})
 
     return make
