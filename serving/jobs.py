@@ -15,9 +15,12 @@ from graph_features.jobs.kinds import feature_kinds
 from graph_features.jobs.ledger import Ledger, open_ledger
 from graph_features.jobs.records import Job
 from graph_features.jobs.runner import JobKind, JobRunner
+from graph_features.jobs.status import PlatformStatus, platform_status
+from graph_features.jobs.stores import Stores as JobStores
 from graph_features.lazy_stores import LazyStores
 from graph_features.settings import JobSettings, PlatformSettings, load
 from serving.api import JobKind as ApiJobKind
+from serving.job_metrics import JobCollector
 from serving.pool import Pool
 
 log = logging.getLogger("ringfence.serving.jobs")
@@ -32,8 +35,16 @@ JOB_TIMEOUT_S = 7 * 86_400.0
 class Jobs:
     """Submits jobs and has them run elsewhere; the worker process starts with the first job."""
 
-    def __init__(self, *, ledger: Ledger, kinds: Mapping[str, JobKind], open_pool: Callable[[], Pool]) -> None:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        kinds: Mapping[str, JobKind],
+        open_pool: Callable[[], Pool],
+        stores: JobStores | None = None,
+    ) -> None:
         self._ledger = ledger
+        self._stores = stores
         self._runner = JobRunner(ledger=ledger, handlers=dict(kinds))
         self._open_pool = open_pool
         self._pool: Pool | None = None
@@ -43,6 +54,15 @@ class Jobs:
     def ping(self) -> None:
         """Raise StoreUnavailableError unless the ledger answers."""
         self._ledger.ping()
+
+    def status(self) -> PlatformStatus | None:
+        """The state of jobs, schedules and views; None without stores to ask. Raises StoreUnavailableError."""
+        return None if self._stores is None else platform_status(self._ledger, self._stores)
+
+    def collector(self) -> JobCollector | None:
+        """The same for Prometheus."""
+        stores = self._stores
+        return None if stores is None else JobCollector(lambda: platform_status(self._ledger, stores))
 
     def kinds(self) -> list[ApiJobKind]:
         """The kinds that can be asked for."""

@@ -59,9 +59,17 @@ def _inside_parameters(error: InvalidInputError, asked: JobRequest) -> InvalidIn
 
 @router.get("/jobs", responses=openapi.responses(JobsReply, 400, 503), response_class=Response)
 async def jobs(request: Request, limit: Annotated[int, Query(ge=1, le=1_000)] = 100) -> Response:
-    """Jobs, newest first."""
-    found = await asyncio.to_thread(services_of(request).jobs.list, limit=limit)
-    return json_reply(JobsReply(jobs=[job.to_json() for job in found], request_id=request_id(request)))
+    """Jobs, newest first: what ran, runs, failed and why; what is due; each view's freshness; the graph's lag."""
+    services = services_of(request)
+    found = await asyncio.to_thread(services.jobs.list, limit=limit)
+    status = await asyncio.to_thread(services.jobs.status)
+    return json_reply(
+        JobsReply(
+            jobs=[job.to_json() for job in found],
+            status=None if status is None else status.to_json(),
+            request_id=request_id(request),
+        )
+    )
 
 
 @router.get("/jobs/kinds", responses=openapi.responses(JobKindsReply), response_class=Response)

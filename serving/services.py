@@ -72,6 +72,8 @@ class Services:
     def __post_init__(self) -> None:
         self.health = Health(self._resources())
         self.metrics.watch((self.inference, self.features))
+        if (collector := self.jobs.collector()) is not None:
+            self.metrics.registry.register(collector)
 
     def _resources(self) -> list[Resource]:
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import sys
 import threading
@@ -46,7 +47,8 @@ def main(source: BinaryIO) -> None:
 
 
 def _watch(source: BinaryIO, let_go: threading.Event) -> None:
-    while source.read(4096):
+    # Not through `source`: a thread that waits inside of its lock cannot be ended with the process.
+    while os.read(source.fileno(), 4096):
         pass
     let_go.set()
 

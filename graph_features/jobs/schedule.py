@@ -64,6 +64,8 @@ def run_schedule(
     entries = [_Entry(job=job, ticks=Ticks(job, schedule.zone(job)), runner=runner, lead=lead) for job in schedule.jobs]
     for entry in entries:
         scheduler.add_job(entry.fire, entry.ticks, id=entry.job.name, name=entry.job.name)
+    # A wake-up while the job still runs says nothing: the running one looks for the next tick itself before it ends.
+    logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)
     scheduler.start()
     log.info("schedule %s: %d jobs", file, len(schedule.jobs))
     try:

@@ -27,7 +27,7 @@ class ScheduleEntry:
     seen_at: datetime
 
     def late_s(self, now: datetime) -> float:
-        """By how many seconds the next tick is overdue, beyond its jitter and grace of zero; 0 when it is not."""
+        """By how many seconds the next tick is overdue; 0 when it is not."""
         return 0.0 if self.next_at is None else max(0.0, (now - self.next_at) / timedelta(seconds=1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,6 +16,7 @@ from infra.console import say, table
 if TYPE_CHECKING:
     from graph_features.jobs.ledger import Ledger
     from graph_features.jobs.records import Job
+    from graph_features.jobs.status import PlatformStatus
 
 JobId = Annotated[UUID, typer.Argument(help="As `ringfence jobs` shows it.")]
 
@@ -30,6 +32,64 @@ def jobs(limit: Annotated[int, typer.Option(min=1)] = 20) -> None:
         for j in found
     ]
     table("jobs", ["job", "kind", "state", "progress", "by", "created", "finished", "error"], rows)
+
+
+def status(
+    json_: Annotated[bool, typer.Option("--json", help="Print everything as one JSON document.")] = False,
+) -> None:
+    """Show what runs, is due, failed and why; each view's freshness against its limit; the graph's lag.
+
+    Exit code 1 when something needs a hand: a job failed or unheard, a view too old, a tick beyond its grace.
+    """
+    from graph_features.jobs.status import platform_status
+    from infra.console import fail
+    from infra.wiring import Platform
+
+    with Platform() as platform, _ledger() as ledger:
+        found = platform_status(ledger, platform)
+    if json_:
+        say(json.dumps(found.to_json()))
+    else:
+        _show_status(found)
+    if found.troubles:
+        fail("; ".join(found.troubles))
+
+
+def _show_status(found: PlatformStatus) -> None:
+    rows = [
+        [kind, state, count, _moment(found.ended.get((kind, state)))] for (kind, state), count in found.counts.items()
+    ]
+    table("jobs", ["kind", "state", "jobs", "last ended"], sorted(rows))
+    for title, listed in (("running", found.running), ("waiting", found.waiting), ("failed", found.failed)):
+        if listed:
+            table(title, ["job", "kind", "progress", "why"], [[j.id, j.kind, _share(j), j.error or ""] for j in listed])
+    if found.schedules:
+        due = [
+            [
+                s.name,
+                s.kind,
+                s.rhythm,
+                _moment(found.last_ticks.get(s.name)),
+                _moment(s.next_at),
+                f"{s.late_s(found.at):.0f} s",
+            ]
+            for s in found.schedules
+        ]
+        table("schedules", ["schedule", "job", "when", "last", "next", "overdue"], due)
+    views = [
+        [
+            v.view, v.cadence, _moment(v.as_of), _hours(v.age_s), _hours(v.max_age_s),
+            "too old" if v.is_late else "", v.pending_keys, v.stale["late"] or "", v.stale["code"] or "",
+        ]
+        for v in found.views
+    ]  # fmt: skip
+    heads = ["view", "cadence", "newest slice", "age", "limit", "", "pending", "stale: late data", "stale: code"]
+    table("views", heads, views)
+    say(f"graph: {'unknown' if found.graph_lag is None else f'{found.graph_lag:,}'} records behind the record store")
+
+
+def _hours(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds / 3600:,.1f} h"
 
 
 @job_app.command()
@@ -110,4 +170,5 @@ def _moment(moment: datetime | None) -> str:
 
 def register(app: typer.Typer) -> None:
     app.command()(jobs)
+    app.command()(status)
     app.add_typer(job_app, name="job")

@@ -16,7 +16,7 @@ from graph_features.jobs.parameters import BackfillParameters
 from graph_features.jobs.records import ChunkKey, ChunkState, JobState
 from graph_features.jobs.runner import JobContext, JobKind, JobRunner
 from graph_features.schema import Cadence
-from graph_features.settings import JobSettings
+from graph_features.settings import FeatureSettings, JobSettings
 from graph_features.stores.sqlite import SqliteOnlineStore
 
 VIEWS = ["account_topology", "account_proximity"]
