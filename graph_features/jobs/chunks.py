@@ -162,16 +162,26 @@ class ChunkLedger:
             for statement in record:
                 connection.execute(statement)
 
-    def done(self, chunk: Chunk, *, online_s: float = 0.0) -> None:
-        """Record that the online store has acknowledged the chunk too."""
-        values = {"finished_at": self.clock(), "online_s": online_s}
+    def done(self, chunk: Chunk, *, online_s: float = 0.0, epoch: str = "") -> None:
+        """Record that the online store, in this life of it, has acknowledged the chunk too."""
+        values = {"finished_at": self.clock(), "online_s": online_s, "online_epoch": epoch}
         self._move(chunk, state=ChunkState.DONE, runner=None, heartbeat_at=None, **values)
 
     def failed(self, chunk: Chunk, error: str, *, outage: bool = False) -> None:
         """Record why the chunk failed; `outage` says that a store was away and the work itself is sound."""
         self._move(chunk, state=ChunkState.FAILED, error=error, outage=outage, runner=None, heartbeat_at=None)
 
-    def is_superseded(self, chunk: Chunk) -> bool:
+    def replay_lost(self, job_id: UUID, *, epoch: str) -> int:
+        """Have done chunks written online again that an earlier life of the online store acknowledged; return how many.
+
+        It may have lost them with its memory. Offline nothing is written again.
+        """
+        lost = (chunks.c.job_id == job_id) & (chunks.c.state == ChunkState.DONE) & (chunks.c.online_epoch != epoch)
+        again = {"state": ChunkState.OFFLINE_COMMITTED, "finished_at": None, "online_epoch": None}
+        with transaction(self.engine) as connection:
+            return connection.execute(chunks.update().where(lost).values(again)).rowcount
+
+    def is_superseded(self, chunk: Chunk, *, epoch: str = "") -> bool:
         """Whether a later slice of the same view and job is online already, so that these rows would be refused there.
 
         Every account of a slice is in each later slice of the same records.
@@ -184,7 +194,7 @@ class ChunkLedger:
             & (chunks.c.source_seq == chunk.key.source_seq)
             & (chunks.c.start_ms > chunk.key.start_ms)
             & (chunks.c.start_ms == chunks.c.end_ms)
-            & (chunks.c.state == ChunkState.DONE)
+            & (chunks.c.online_epoch == epoch)
         )
         with transaction(self.engine) as connection:
             return connection.scalar(sa.select(chunks.c.id).where(later).limit(1)) is not None

@@ -37,6 +37,7 @@ def run_chunks(context: JobContext, stores: Stores, schemas: Mapping[str, ViewSc
     """
     ledger = context.ledger.chunks
     ledger.reopen(context.job.id)
+    ledger.replay_lost(context.job.id, epoch=stores.online.epoch())
     planned = ledger.list(context.job.id)
     progress = _Progress(context=context, total=len(planned))
     progress.tell()
@@ -47,7 +48,7 @@ def run_chunks(context: JobContext, stores: Stores, schemas: Mapping[str, ViewSc
     for name in sorted({chunk.key.view for chunk in planned} & set(schemas)):
         stores.offline.create_view(schemas[name])
     with Crew(context=context, stores=stores, helpers=min(workers, len(planned)) - 1) as crew:
-        for _ in do_chunks(context, work, claims(context, crew.tend)):
+        for _ in do_chunks(context, work, claims(context, stores, crew.tend)):
             progress.tell()
     progress.tell()
     _raise_failed(context)
@@ -75,7 +76,7 @@ class _Progress:
         self.context.progress(counts[ChunkState.DONE], self.total)
 
 
-def claims(context: JobContext, tend: Callable[[], None] = lambda: None) -> Iterator[Chunk]:
+def claims(context: JobContext, stores: Stores, tend: Callable[[], None] = lambda: None) -> Iterator[Chunk]:
     """Yield chunks as they become ours; wait for those whose work another worker has in hand."""
     ledger, patience_s = context.ledger.chunks, context.settings.patience_s
 
@@ -84,7 +85,9 @@ def claims(context: JobContext, tend: Callable[[], None] = lambda: None) -> Iter
         chunk = ledger.claim(context.job.id, context.runner)
         if chunk is not None or not is_over(ledger.counts(context.job.id)):
             return chunk, False
-        return None, not ledger.reopen(context.job.id, outages_below=context.settings.max_attempts)
+        again = ledger.reopen(context.job.id, outages_below=context.settings.max_attempts)
+        again += ledger.replay_lost(context.job.id, epoch=stores.online.epoch())
+        return None, not again
 
     while True:
         context.check()
@@ -162,5 +165,5 @@ def help_out(context: JobContext, stores: Stores) -> None:
     """Do chunks of a running job as one of its helpers, until none is left or `context.stop` is set."""
     planned = context.ledger.chunks.list(context.job.id)
     work = Work.load(stores, catalog().schemas, planned)
-    for _ in do_chunks(context, work, claims(context)):
+    for _ in do_chunks(context, work, claims(context, stores)):
         pass

@@ -65,8 +65,8 @@ def _verify(_context: JobContext, stores: Stores) -> None:
     from graph_features.ingest.verify import verify
 
     report = verify(stores.records, stores.graph)
-    if not report.equal:
-        raise JobError(f"{report}; `ringfence sync` completes a graph that lags")
+    if report.difference is not None:  # a graph that lags is not wrong: its lag is measured elsewhere
+        raise JobError(str(report))
 
 
 def _recompute(context: JobContext, stores: Stores) -> None:

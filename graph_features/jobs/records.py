@@ -132,6 +132,7 @@ class Chunk:
     compute_s: float
     offline_s: float
     online_s: float
+    online_epoch: str | None
     error: str | None
     outage: bool
 

@@ -107,6 +107,8 @@ chunks = sa.Table(
     sa.Column("compute_s", sa.Double, nullable=False, default=0.0),
     sa.Column("offline_s", sa.Double, nullable=False, default=0.0),
     sa.Column("online_s", sa.Double, nullable=False, default=0.0),
+    # The life of the online store that acknowledged the rows: see OnlineStore.epoch.
+    sa.Column("online_epoch", sa.Text),
     sa.Column("error", sa.Text),
     # It failed because a store was away: the work itself is sound.
     sa.Column("outage", sa.Boolean(create_constraint=False), nullable=False, default=False),
@@ -129,6 +131,7 @@ chunks = sa.Table(
         "state NOT IN ('pending', 'running') OR offline_at IS NULL", name="chunks_offline_is_never_forgotten"
     ),
     sa.CheckConstraint("(state = 'done') = (finished_at IS NOT NULL)", name="chunks_done_has_a_time"),
+    sa.CheckConstraint("(state = 'done') = (online_epoch IS NOT NULL)", name="chunks_done_was_acknowledged"),
     sa.CheckConstraint("state <> 'failed' OR error IS NOT NULL", name="chunks_failed_means_an_error"),
 )
 sa.Index("chunks_by_job", chunks.c.job_id, chunks.c.state)

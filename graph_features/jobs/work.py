@@ -158,6 +158,8 @@ class _Computed:
 def _do_chunk(context: JobContext, chunk: Chunk, work: Work) -> None:
     ledger, stores = context.ledger.chunks, work.stores
     schema = work.schema(chunk.key)
+    # Asked before the write: a store that dies after its acknowledgement has another epoch at the end of the job.
+    epoch = stores.online.epoch()
     began = time.perf_counter()
     computed = _Computed(schema=schema, context=context, source=work.tables(schema, chunk.key))
     if chunk.offline_at is None:
@@ -167,15 +169,15 @@ def _do_chunk(context: JobContext, chunk: Chunk, work: Work) -> None:
             ledger.offline_committed(chunk, written, compute_s=computed.seconds, offline_s=spent_s - computed.seconds)
 
         stores.offline.write_all(schema, computed, part=chunk.key.part(), on_written=record)
-    elif not ledger.is_superseded(chunk):
+    elif not ledger.is_superseded(chunk, epoch=epoch):
         for _ in computed:  # from the same records the same rows
             pass
     offline_done = time.perf_counter()
-    if not ledger.is_superseded(chunk):
+    if not ledger.is_superseded(chunk, epoch=epoch):
         for table in computed.newest:
             context.check()
             stores.online.write(schema, table)
-    ledger.done(chunk, online_s=time.perf_counter() - offline_done)
+    ledger.done(chunk, online_s=time.perf_counter() - offline_done, epoch=epoch)
 
 
 def newest_rows(schema: ViewSchema, table: pa.Table) -> pa.Table:

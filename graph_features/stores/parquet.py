@@ -15,18 +15,20 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from graph_features.errors import SchemaMismatchError, StoreUnavailableError
 from graph_features.schema import ViewSchema
 from graph_features.stores.base import OnWritten, Written
+from graph_features.stores.past import is_past, names_of, newest_before
 from graph_features.stores.versions import WRITE_ORDER, last_written, once
 
 MANIFEST = "parts.json"
@@ -114,6 +116,42 @@ class ParquetOfflineStore:
             _sweep(folder, manifest)
         on_written(Written(rows=rows, name=f"{view.name}/{name}"))
         return rows
+
+    def count_entity(self, view: ViewSchema, entity_id: str) -> int:
+        """Counts in every file, those included that count no more and wait for their readers to end."""
+        return sum(
+            int(pc.sum(names_of(view, pq.read_table(path, partitioning=None), [entity_id])).as_py() or 0)
+            for path in (self._folder / view.name).glob("*.parquet")
+        )
+
+    def delete_entities(self, view: ViewSchema, entity_ids: Sequence[str]) -> int:
+        return self._rewrite(view, lambda table: names_of(view, table, entity_ids, lists=False))
+
+    def delete_before(self, view: ViewSchema, before_ms: int) -> int:
+        with _locked(self._folder / view.name) as folder:
+            newest = newest_before(view, [folder / part.file for part in _load(folder).parts], before_ms)
+        return self._rewrite(view, lambda table: is_past(view, table, before_ms, newest))
+
+    def _rewrite(self, view: ViewSchema, unwanted: Callable[[pa.Table], pa.ChunkedArray]) -> int:
+        """Write the live files anew without unwanted rows and delete every other file at once; return the rows lost."""
+        lost = 0
+        with _locked(self._folder / view.name) as folder:
+            manifest = _load(folder)
+            for position, part in enumerate(manifest.parts):
+                table = pq.read_table(folder / part.file, partitioning=None)
+                kept = table.filter(pc.invert(unwanted(table)))
+                if kept.num_rows < table.num_rows:
+                    lost += table.num_rows - kept.num_rows
+                    name = f"{_take_order(folder, manifest):010d}-kept.parquet"
+                    _write(folder / name, kept.schema, [kept])
+                    manifest.parts[position] = replace(part, file=name, rows=kept.num_rows)
+            _save(folder, manifest)
+            if lost:
+                live = {part.file for part in manifest.parts}
+                for path in folder.glob("*.parquet*"):
+                    if path.name not in live:
+                        path.unlink(missing_ok=True)
+        return lost
 
     def close(self) -> None:
         """Nothing is kept open."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from graph_features.settings import PostgresSettings
 from graph_features.stores.base import OnWritten, Written
 from graph_features.stores.local import PerThread
 from graph_features.stores.pgcopy import copy_chunks, copy_order, postgres_type
+from graph_features.stores.pgdelete import delete_before, delete_entities, named_rows
 from graph_features.stores.versions import identity, once
 
 if TYPE_CHECKING:
@@ -83,6 +84,27 @@ class PostgresOfflineStore:
             rows = sum(_write(cursor, view, table) for table in tables)
             on_written(Written(rows=rows, name=f"{SCHEMA}.{view.name}", connection=cursor.connection))
         return rows
+
+    def count_entity(self, view: ViewSchema, entity_id: str) -> int:
+        with self._transaction() as cursor:
+            return named_rows(cursor, view, entity_id) if _columns(cursor, view.name) else 0
+
+    def delete_entities(self, view: ViewSchema, entity_ids: Sequence[str]) -> int:
+        with self._transaction() as cursor:
+            if not _columns(cursor, view.name):
+                return 0
+            deleted = delete_entities(cursor, view, entity_ids)
+        self._vacuum(view)  # what was deleted is to be gone from the files too
+        return deleted
+
+    def delete_before(self, view: ViewSchema, before_ms: int) -> int:
+        with self._transaction() as cursor:
+            return delete_before(cursor, view, before_ms) if _columns(cursor, view.name) else 0
+
+    def _vacuum(self, view: ViewSchema) -> None:
+        from psycopg import sql
+
+        self._connections.get().execute(sql.SQL("VACUUM {}").format(sql_table(view.name)))
 
     def close(self) -> None:
         self._connections.close()

@@ -123,6 +123,14 @@ class RedisOnlineStore:
         with self._answering():
             self._client.ping()
 
+    def epoch(self) -> str:
+        """The servers' run ids: without an append-only file a restart loses what came after the last snapshot."""
+        with self._answering():
+            found: Any = self._client.info()
+        nodes = [found] if "run_id" in found else [found[name] for name in sorted(found)]
+        lives = ("append-only" if node.get("aof_enabled") else str(node["run_id"]) for node in nodes)
+        return " ".join(lives)
+
     def write(self, view: ViewSchema, table: pa.Table) -> int:
         values = encode(view, table)
         columns = [table[key].to_pylist() for key in view.keys]
@@ -191,6 +199,12 @@ class RedisOnlineStore:
                     flat = [item for pair in pairs[part] for item in pair]
                     self._clear_script(keys=[self._pending_hash], args=flat, client=pipeline)
                 pipeline.execute()
+
+    def delete(self, view: ViewSchema, keys: Sequence[EntityKey]) -> None:
+        names = row_keys(self._project, view.name, keys)
+        with self._answering():
+            for part in _slices(len(names), KEYS_PER_MGET):
+                self._client.unlink(*names[part])
 
     def delete_view(self, view: ViewSchema) -> None:
         self._delete(row_prefix(self._project, view.name))

@@ -63,6 +63,10 @@ class SqliteOnlineStore:
         with self._connection() as connection:
             connection.execute("SELECT count(*) FROM pending_marks WHERE key = x''").fetchone()
 
+    def epoch(self) -> str:
+        """Always the same: what was committed survives the process."""
+        return ""
+
     def write(self, view: ViewSchema, table: pa.Table) -> int:
         columns = from_table(view, view.check(table))
         values = pack(view, columns)
@@ -120,6 +124,11 @@ class SqliteOnlineStore:
         if tokens:
             with self._transaction() as connection:
                 connection.executemany(_sql("clear"), [(self._mark(key), token) for key, token in tokens.items()])
+
+    def delete(self, view: ViewSchema, keys: Sequence[EntityKey]) -> None:
+        names = row_keys(self._project, view.name, keys)
+        with self._transaction() as connection:
+            connection.executemany(_sql("delete_row"), [(name,) for name in names])
 
     def delete_view(self, view: ViewSchema) -> None:
         with self._transaction() as connection:

@@ -139,12 +139,16 @@ class MemoryStore:
     parts: list[str] = field(default_factory=list)
     views: set[str] = field(default_factory=set)
     newest_only: bool = False
+    life: str = ""
 
     def create_view(self, view: ViewSchema) -> None:
         self.views.add(view.name)
 
     def ping(self) -> None:
         return
+
+    def epoch(self) -> str:
+        return self.life
 
     def write_all(self, view: ViewSchema, tables: Iterable[pa.Table], *, part: str, on_written: OnWritten) -> int:
         count = sum(self.write(view, table, part=f"{part}-{position}") for position, table in enumerate(tables))
