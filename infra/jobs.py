@@ -19,8 +19,9 @@ def kinds(platform: Platform) -> dict[str, JobKind]:
     """Every kind of job: those of the features, and those that need the rooms above them."""
     from graph_features.jobs.kinds import feature_kinds
     from infra.model_jobs import model_kinds
+    from infra.retention import retention_kinds
 
-    return {**feature_kinds(platform), **model_kinds(platform)}
+    return {**feature_kinds(platform), **model_kinds(platform), **retention_kinds(platform)}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from graph_features.jobs.engine import create_tables, open_engine, reopened, tra
 from graph_features.jobs.records import Asked, Job, JobState
 from graph_features.jobs.schedules import ScheduleLedger
 from graph_features.jobs.tables import as_dict, jobs
+from graph_features.jobs.texts import TextLedger
 from graph_features.settings import JobSettings, PlatformSettings, load
 
 HEARTBEAT_EXPIRY_S = 30.0
@@ -57,6 +58,7 @@ class Ledger:
         self.chunks = ChunkLedger(engine, clock=clock, expiry=self.expiry)
         self.coverage = CoverageLedger(engine, clock=clock)
         self.schedules = ScheduleLedger(engine, clock=clock)
+        self._texts = TextLedger(engine)
 
     def __reduce__(self) -> tuple[Callable[..., Ledger], tuple[str, float]]:
         return _reopen, (self.engine.url.render_as_string(hide_password=False), self.expiry.total_seconds())
@@ -258,6 +260,20 @@ class Ledger:
         if row is None:
             raise JobError(self._refusal(self.get(job_id)))
         return _job(row)
+
+    def count_text(self, words: Sequence[str]) -> int:
+        """Return how many parameters and errors hold one of the words."""
+        return self._texts.count(words)
+
+    def forget_text(self, words: Sequence[str]) -> None:
+        """Replace the words in parameters and errors."""
+        self._texts.forget(words)
+
+    def forget_before(self, moment: datetime) -> int:
+        """Remove jobs that ended before a moment, with their chunks and ticks; return how many."""
+        ended = jobs.c.state.in_((JobState.DONE, JobState.FAILED, JobState.CANCELLED)) & (jobs.c.finished_at < moment)
+        with transaction(self.engine) as connection:
+            return connection.execute(jobs.delete().where(ended)).rowcount
 
     def abandoned(self, *, requested_by: str) -> Sequence[UUID]:
         """Return jobs of one requester that are queued or whose runner died, oldest first."""

@@ -44,8 +44,8 @@ class Records:
 class Traces:
     """What the records know of one account: its payments and what they lead to.
 
-    `devices` and `cards` are those it paid with; `partners` the accounts on the other side of its payments, `pairs` both
-    directions of them. `first_ms` is the time of its first payment.
+    `devices` and `cards` are those it paid with, `partners` the accounts on the other side of its payments, and
+    `pairs` senders and receivers of them. `first_ms` is the time of its first payment.
     """
 
     account_id: str

@@ -13,9 +13,6 @@ import pyarrow.parquet as pq
 from graph_features.contracts import TIMESTAMP
 from graph_features.schema import Cadence, DType, ViewSchema
 
-Newest = pa.Table
-"""Keys with their newest event_timestamp."""
-
 
 def names_of(view: ViewSchema, table: pa.Table, entity_ids: Sequence[str], *, lists: bool = True) -> pa.ChunkedArray:
     """Return whether each row names one of the accounts as a part of its key or, with `lists`, in a list of ids."""
@@ -37,8 +34,8 @@ def _any_in(column: pa.ChunkedArray, wanted: pa.Array) -> pa.Array:
     return pa.array(named)
 
 
-def newest_before(view: ViewSchema, paths: Iterable[Path], before_ms: int) -> Newest:
-    """Return each entity's newest event_timestamp before an instant, over all files."""
+def newest_before(view: ViewSchema, paths: Iterable[Path], before_ms: int) -> pa.Table:
+    """Return the keys of each entity with its `newest` event_timestamp before an instant, over all files."""
     columns = [*view.keys, "event_timestamp"]
     tables = [pq.read_table(path, columns=columns, partitioning=None) for path in paths]
     past = pa.concat_tables(tables).filter(pc.field("event_timestamp") < _instant(before_ms))
@@ -46,7 +43,7 @@ def newest_before(view: ViewSchema, paths: Iterable[Path], before_ms: int) -> Ne
     return grouped.rename_columns([*view.keys, "newest"])
 
 
-def is_past(view: ViewSchema, table: pa.Table, before_ms: int, newest: Newest) -> pa.ChunkedArray:
+def is_past(view: ViewSchema, table: pa.Table, before_ms: int, newest: pa.Table) -> pa.ChunkedArray:
     """Return whether each row is older than an instant and, in an event view, not its entity's newest such row."""
     old = pc.less(table["event_timestamp"], _instant(before_ms))
     if view.cadence is Cadence.SLICE:
