@@ -235,7 +235,7 @@ def chaos(world: World, *, kills: int, workers: int, limit_s: float) -> Report:
         seconds = time.monotonic() - began
         stop.set()
         trickle.join()
-        _await_quiet(world)
+        _await_quiet(world, scheduler)
     finally:
         stop.set()
         backfill.stop()
@@ -307,7 +307,7 @@ def _trickle(world: World, stop: threading.Event) -> None:
             number += 1
 
 
-def _await_quiet(world: World) -> None:
+def _await_quiet(world: World, scheduler: Operator) -> None:
     """Wait until the scheduler has brought graph and features up to date with the payments."""
     from graph_features.sources.neo4j import Neo4jGraph
 
@@ -315,6 +315,7 @@ def _await_quiet(world: World) -> None:
     give_up = time.monotonic() + PATIENCE_S
     try:
         while time.monotonic() < give_up:
+            scheduler.tend()
             with suppress(RingfenceError):
                 if graph.watermark() == world.records.max_seq() and not world.online.all_pending():
                     return
