@@ -144,7 +144,8 @@ WITH accounts, count(DISTINCT sent) AS payments
 OPTIONAL MATCH (device:Device) WHERE device.id IN $devices
 WITH accounts, payments, count(device) AS devices
 OPTIONAL MATCH (card:Card) WHERE card.id IN $cards
-RETURN accounts + payments + devices + count(card)
+WITH accounts, payments, devices, count(card) AS cards
+RETURN accounts + payments + devices + cards
 
 // Many payments do not fit into one transaction's memory; the nodes go last, so that a second try finds the rest.
 // name: erase_payments
