@@ -88,6 +88,7 @@ class World:
     accounts: int
     seed: int
     services: servers.Services = field(init=False)
+    _restarts: dict[str, threading.Thread] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.services = servers.up(self.home)
@@ -163,6 +164,25 @@ class World:
             connection.execute("TRUNCATE ringfence.jobs, ringfence.chunks, ringfence.ticks, ringfence.coverage")
         self.online.teardown()
 
+    def kill(self, server: str, *, after_s: float) -> None:
+        """SIGKILL a server, and start it again beside what goes on; one that is still coming back is awaited first."""
+        if server in self._restarts:
+            self._restarts.pop(server).join()
+        process = servers.existing(self.home).states[server].process
+        assert process is not None
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        self._restarts[server] = threading.Thread(target=self._restart, args=(server, after_s))
+        self._restarts[server].start()
+
+    def _restart(self, server: str, after_s: float) -> None:
+        time.sleep(after_s)
+        servers.up(self.home, only=[server])
+
+    def await_restarts(self) -> None:
+        while self._restarts:
+            self._restarts.popitem()[1].join()
+
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
         options: Any = self.services.postgres.conninfo()
@@ -170,6 +190,7 @@ class World:
             yield connection
 
     def close(self) -> None:
+        self.await_restarts()
         self.records.close()
         self.online.close()
         self.ledger.close()
@@ -257,20 +278,19 @@ def _disturb(
     plan.sort(key=lambda target: target != "neo4j" or kills > len(TARGETS))
     total = world.slices * len(catalog().slice_views())
     give_up = time.monotonic() + limit_s
-    done = False
-    while not done or plan:
+    while not backfill.tend():
         assert time.monotonic() < give_up, f"not done in {limit_s} s: " + (world.home / "commands.log").read_text()
-        done = done or backfill.tend()
         scheduler.tend()
         finished = _finished_chunks(world)
-        due = kills - len(plan) < kills * finished / total * 1.05
-        if plan and (due or done):
+        # Early enough that the last one comes amid the work too.
+        if plan and kills - len(plan) < kills * finished / total * 1.25:
             target = plan.pop()
             time.sleep(pick.random() * 0.5)
             note(f"  {finished} of {total} chunks: SIGKILL to {target}")
             _kill(world, target, backfill, scheduler, pick)
             killed[target] += 1
         time.sleep(0.1)
+    world.await_restarts()
 
 
 def _kill(world: World, target: str, backfill: Operator, scheduler: Operator, pick: random.Random) -> None:
@@ -279,12 +299,7 @@ def _kill(world: World, target: str, backfill: Operator, scheduler: Operator, pi
     elif target == "scheduler":
         scheduler.kill(pick)
     else:
-        process = world.services.states[target].process
-        assert process is not None
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-        time.sleep(pick.random())
-        world.services = servers.up(world.home, only=[target])
+        world.kill(target, after_s=pick.random())
 
 
 def _finished_chunks(world: World) -> int:

@@ -11,7 +11,7 @@ import argparse
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
@@ -76,7 +76,7 @@ class BenchStores:
     offline: PostgresOfflineStore
     online: RedisOnlineStore
     graph: Any = None
-    feature_settings: FeatureSettings = FeatureSettings()
+    feature_settings: FeatureSettings = field(default_factory=FeatureSettings)
 
 
 def measure_backfill(ledger: Ledger, stores: BenchStores, *, first_ms: int, slices: int) -> tuple[list[Chunk], float]:
