@@ -48,7 +48,7 @@ def is_past(view: ViewSchema, table: pa.Table, before_ms: int, newest: pa.Table)
     old = pc.less(table["event_timestamp"], _instant(before_ms))
     if view.cadence is Cadence.SLICE:
         return old
-    numbered = table.select([*view.keys, "event_timestamp"]).append_column("at", pa.array(range(table.num_rows)))
+    numbered = table.select([*view.keys, "event_timestamp"]).append_column("at", pa.array(np.arange(table.num_rows)))
     joined = numbered.join(newest, keys=list(view.keys)).sort_by("at")
     return pc.and_(old, pc.fill_null(pc.less(joined["event_timestamp"], joined["newest"]), False))
 

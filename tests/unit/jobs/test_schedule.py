@@ -33,7 +33,7 @@ def ticks(zone: str = "UTC", **values: Any) -> Ticks:
 
 def test_the_example_file_is_valid(ledger: Any, make_stores: Any) -> None:
     """The documented example must be accepted as it stands, kinds and parameters included."""
-    kinds = feature_kinds(make_stores()) | {"train": lambda _: None, "evaluate": lambda _: None}
+    kinds = feature_kinds(make_stores()) | dict.fromkeys(("train", "evaluate", "retention"), lambda _: None)
     schedule = check_schedule(EXAMPLE, JobRunner(ledger=ledger, handlers=kinds))
     assert {job.kind for job in schedule.jobs} >= {"sync_graph", "materialize", "slices", "backfill", "train"}
 
