@@ -175,6 +175,10 @@ class World:
         self._restarts[server] = threading.Thread(target=self._restart, args=(server, after_s))
         self._restarts[server].start()
 
+    def is_restarting(self, server: str) -> bool:
+        """Whether a server that was killed is not back yet."""
+        return server in self._restarts and self._restarts[server].is_alive()
+
     def _restart(self, server: str, after_s: float) -> None:
         time.sleep(after_s)
         servers.up(self.home, only=[server])
@@ -275,7 +279,7 @@ def _disturb(
     plan = [TARGETS[at % len(TARGETS)] for at in range(kills)]
     pick.shuffle(plan)
     # Its restart takes long, and with few kills the others would come when the backfill is over.
-    plan.sort(key=lambda target: target != "neo4j" or kills > len(TARGETS))
+    plan.sort(key=lambda target: target == "neo4j" and kills <= len(TARGETS))
     total = world.slices * len(catalog().slice_views())
     give_up = time.monotonic() + limit_s
     while not backfill.tend():
@@ -284,7 +288,9 @@ def _disturb(
         finished = _finished_chunks(world)
         # Early enough that the last one comes amid the work too.
         if plan and kills - len(plan) < kills * finished / total * 1.25:
-            target = plan.pop()
+            # Not one that is still coming back, as long as there are others.
+            target = next((one for one in plan if not world.is_restarting(one)), plan[0])
+            plan.remove(target)
             time.sleep(pick.random() * 0.5)
             note(f"  {finished} of {total} chunks: SIGKILL to {target}")
             _kill(world, target, backfill, scheduler, pick)
