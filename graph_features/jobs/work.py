@@ -70,12 +70,14 @@ class Work:
             )
         return schema
 
-    def tables(self, schema: ViewSchema, key: ChunkKey) -> Iterable[pa.Table]:
+    def tables(self, schema: ViewSchema, key: ChunkKey) -> Iterator[pa.Table]:
+        """Yield the chunk's rows; nothing is computed before the first is asked for."""
         settings = self.stores.feature_settings
         if schema.cadence is Cadence.SLICE:
-            return iter([slice_rows(schema, self.edges, as_of_ms=key.start_ms, settings=settings)])
+            yield slice_rows(schema, self.edges, as_of_ms=key.start_ms, settings=settings)
+            return
         accounts = None if key.partitions == 1 else accounts_of(self.edges, key.partition, key.partitions)
-        return event_rows(
+        yield from event_rows(
             schema, self.edges, from_ms=key.start_ms, to_ms=key.end_ms, settings=settings, accounts=accounts
         )
 
