@@ -375,3 +375,25 @@ def test_backfill_and_materialize_fill_the_real_stores(stores: RealStores, tmp_p
     assert written[0] == written[1] > 0
     runner.close()
     ledger.close()
+
+
+def test_changes_tell_from_when_late_records_count(stores: RealStores) -> None:
+    """A status or label counts from when it became known, not before its payment; labels only if asked for."""
+    from graph_features.clock import to_ms
+    from graph_features.contracts import LABEL_SCHEMA, STATUS_SCHEMA
+
+    seq, minute = stores.records.max_seq(), timedelta(minutes=1)
+    status = {"transaction_id": "t0", "status": "reversed", "status_timestamp": NOON - timedelta(days=9)}
+    label = {"transaction_id": "t1", "is_fraud": True, "label_timestamp": NOON + minute, "fraud_party": "both"}
+    stores.records.write_statuses(pa.Table.from_pylist([status], STATUS_SCHEMA))
+    stores.records.write_labels(pa.Table.from_pylist([label], LABEL_SCHEMA))
+
+    def changes(before: datetime, *, labels: bool, up_to_seq: int = seq + 2) -> list[tuple[int, int]]:
+        found = stores.records.changes(after_seq=seq, up_to_seq=up_to_seq, before_ms=to_ms(before), labels=labels)
+        return list(zip(found["seq"].to_pylist(), found["known_ms"].to_pylist(), strict=True))
+
+    late = [(seq + 1, to_ms(NOON)), (seq + 2, to_ms(NOON + minute))]
+    assert changes(NOON + 2 * minute, labels=True) == late
+    assert changes(NOON + 2 * minute, labels=False) == late[:1]
+    assert changes(NOON + 2 * minute, labels=True, up_to_seq=seq + 1) == late[:1]
+    assert changes(NOON, labels=True) == []
