@@ -82,14 +82,14 @@ class World:
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a `ringfence` command in a session of its own."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RINGFENCE_", "MLFLOW_", "FEAST_"))}
-        log = (self.home / "commands.log").open("ab")
-        return subprocess.Popen(
-            [sys.executable, "-m", "infra.cli", *arguments],
-            env={**inherited, **self.services.environment, **JOB_SETTINGS},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        with (self.home / "commands.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "infra.cli", *arguments],
+                env={**inherited, **self.services.environment, **JOB_SETTINGS},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def backfill(self, workers: int) -> subprocess.Popen[bytes]:
         first, last = self.period

@@ -10,13 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bench import gds
 from bench.features_catalogue import catalogue_figures, compile_kernels, event_figures
@@ -26,6 +23,7 @@ from bench.features_large import large_figures
 from bench.features_on_demand import on_demand_figures
 from bench.features_reading import reading_figures
 from bench.features_windows import window_figures
+from bench.homes import guarded_home
 from bench.report import Figure, publish
 from bench.timing import note
 from graph_features.edges import EdgeTable
@@ -94,20 +92,6 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "on-demand": Bench.on_demand,
     "20m": Bench.large,
 }
-
-
-@contextmanager
-def guarded_home() -> Iterator[Path]:
-    """A home whose servers are stopped and removed at the end, also when this process is killed."""
-    with TemporaryDirectory(prefix="ringfence-bench-") as folder:
-        home = Path(folder)
-        guard = subprocess.Popen(
-            [sys.executable, "-m", "infra.local.guard", str(home)], stdin=subprocess.PIPE, start_new_session=True
-        )
-        try:
-            yield home
-        finally:
-            guard.communicate()
 
 
 def main() -> None:

@@ -62,7 +62,8 @@ class EdgeTable:
     """n payments between m accounts, sorted by (ts_ms, transaction id), with their statuses and labels.
 
     Account codes follow the sorted ids, so that the order of nodes never depends on the order of arrival. Coded columns
-    (channel, countries, device, card, ip) hold -1 for null. `amount` is in minor units of the base currency.
+    (channel, countries, device, card, ip) hold -1 for null. `amount` is in minor units of the base currency. A table of
+    a few accounts' histories may lack device, card and ip, which no event row reads: those arrays are empty.
     """
 
     account_ids: npt.NDArray[np.object_]
@@ -116,6 +117,10 @@ class EdgeTable:
 
     def codes(self, account_ids: list[str]) -> Int32:
         """Return the codes of accounts, -1 where an account has no payment here."""
+        if len(account_ids) * 20 < self.n_accounts:
+            wanted = np.array(account_ids, np.object_)
+            at = np.minimum(np.searchsorted(self.account_ids, wanted), self.n_accounts - 1)
+            return np.where(self.account_ids[at] == wanted, at, -1).astype(np.int32)
         lookup = self._code_by_id
         return np.array([lookup.get(account_id, -1) for account_id in account_ids], np.int32)
 
@@ -136,26 +141,26 @@ class EdgeTable:
         sender_ids, receiver_ids = transactions["sender_id"], transactions["receiver_id"]
         accounts = pc.unique(pa.chunked_array([*sender_ids.chunks, *receiver_ids.chunks], pa.string()))
         accounts = accounts.take(pc.sort_indices(accounts))
-        countries = _vocabulary(transactions["sender_country"], transactions["receiver_country"])
-        channels = _vocabulary(transactions["channel"])
+        countries = vocabulary(transactions["sender_country"], transactions["receiver_country"])
+        channels = vocabulary(transactions["channel"])
         tables = [transactions, *(table for table in (statuses, labels) if table is not None)]
         return cls(
             account_ids=accounts.to_numpy(zero_copy_only=False),
             ts_ms=_ms(transactions["event_timestamp"]),
-            sender=_codes(sender_ids, accounts),
-            receiver=_codes(receiver_ids, accounts),
+            sender=word_codes(sender_ids, accounts),
+            receiver=word_codes(receiver_ids, accounts),
             amount=transactions["amount_base"].to_numpy(),
-            channel=_codes(transactions["channel"], channels),
+            channel=word_codes(transactions["channel"], channels),
             channels=tuple(channels.to_pylist()),
-            sender_country=_codes(transactions["sender_country"], countries),
-            receiver_country=_codes(transactions["receiver_country"], countries),
+            sender_country=word_codes(transactions["sender_country"], countries),
+            receiver_country=word_codes(transactions["receiver_country"], countries),
             countries=tuple(countries.to_pylist()),
-            device=_codes(transactions["device_id"], _vocabulary(transactions["device_id"])),
-            card=_codes(transactions["card_id"], _vocabulary(transactions["card_id"])),
-            ip=_codes(transactions["ip"], _vocabulary(transactions["ip"])),
+            device=word_codes(transactions["device_id"], vocabulary(transactions["device_id"])),
+            card=word_codes(transactions["card_id"], vocabulary(transactions["card_id"])),
+            ip=word_codes(transactions["ip"], vocabulary(transactions["ip"])),
             seq=transactions["seq"].to_numpy(),
-            statuses=_changes(transactions["transaction_id"], statuses, "status_timestamp", _status_codes),
-            labels=_changes(transactions["transaction_id"], labels, "label_timestamp", _label_codes),
+            statuses=_changes(transactions["transaction_id"], statuses, "status_timestamp", status_codes),
+            labels=_changes(transactions["transaction_id"], labels, "label_timestamp", label_codes),
             max_seq=max_seq if max_seq is not None else max((_max_seq(table) for table in tables), default=0),
         )
 
@@ -176,22 +181,26 @@ def _max_seq(table: pa.Table) -> int:
     return int(pc.max(table["seq"]).as_py() or 0)
 
 
-def _vocabulary(*columns: pa.ChunkedArray) -> pa.Array:
+def vocabulary(*columns: pa.ChunkedArray) -> pa.Array:
+    """Return the distinct words of string columns, sorted, null left out."""
     chunks = [chunk for column in columns for chunk in column.chunks]
     values = pc.unique(pa.chunked_array(chunks, pa.string())).drop_null()
     return values.take(pc.sort_indices(values))
 
 
-def _codes(column: pa.ChunkedArray, vocabulary: pa.Array) -> Int32:
-    return pc.fill_null(pc.index_in(column, value_set=vocabulary), -1).to_numpy()  # type: ignore[no-any-return]
+def word_codes(column: pa.ChunkedArray, words: pa.Array) -> Int32:
+    """Return the position of each string among `words`, -1 where it is null or not there."""
+    return pc.fill_null(pc.index_in(column, value_set=words), -1).to_numpy()  # type: ignore[no-any-return]
 
 
-def _status_codes(table: pa.Table) -> Int8:
+def status_codes(table: pa.Table) -> Int8:
+    """Return the `value` of stored statuses; see Changes."""
     codes = pc.index_in(table["status"], value_set=pa.array(STATUSES))
     return codes.to_numpy().astype(np.int8)  # type: ignore[no-any-return]
 
 
-def _label_codes(table: pa.Table) -> Int8:
+def label_codes(table: pa.Table) -> Int8:
+    """Return the `value` of stored labels; see Changes."""
     party = pc.index_in(table["fraud_party"], value_set=pa.array(FRAUD_PARTIES)).to_numpy().astype(np.int8) + 1
     return np.where(table["is_fraud"].to_numpy(), party, 0).astype(np.int8)
 

@@ -43,6 +43,12 @@ _LENGTH_MS = np.array([[window.length_ms] for window in BOUNDED], np.int64)
 _GRAIN_MS = np.array([[window.grain_ms] for window in BOUNDED], np.int64)
 _GRAIN_MINUTES = _GRAIN_MS // MINUTE_MS
 
+# Positions among BOUNDED: looking them up compares windows field by field.
+_FLOW = BOUNDED.index(FLOW_WINDOW)
+_BOTH_WAYS = tuple(BOUNDED.index(window) for window in BOTH_WAYS_WINDOWS)
+_COUNTERPARTY = tuple(BOUNDED.index(window) for window in COUNTERPARTY_WINDOWS)
+_LABELS = [BOUNDED.index(window) for window in LABEL_WINDOWS]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
@@ -84,7 +90,8 @@ def _activity(rows: RowBlock, starts: Int64) -> list[Int64 | Float64]:
         maxima=_both(rows, "bucket_amount_maxima"),
         deviations=_both(rows, "bucket_amount_deviations"),
     )
-    count, total, last_of = np.moveaxis(payments.sums, 2, 0)
+    sums = payments.sums
+    count, total, last_of = sums[..., COUNT], sums[..., TOTAL], sums[..., LAST_OF]
     mean = _divide(total, count)
     largest = np.where(count > 0, payments.largest, np.nan)
     std = np.sqrt(_divide(payments.squared_deviations, count - 1))
@@ -93,17 +100,17 @@ def _activity(rows: RowBlock, starts: Int64) -> list[Int64 | Float64]:
     out: list[Int64 | Float64] = []
     for values in (count, total, mean, largest, std):
         out.extend(values.reshape(2 * len(BOUNDED), n))
-    for window in COUNTERPARTY_WINDOWS:
-        out.extend(last_of[BOUNDED.index(window)].reshape(2, n))
+    for window in _COUNTERPARTY:
+        out.extend(last_of[window].reshape(2, n))
     both = count[:, sent] + count[:, received]
-    out.extend(both[BOUNDED.index(window)] for window in BOTH_WAYS_WINDOWS)
-    flow = total[BOUNDED.index(FLOW_WINDOW)]
+    out.extend(both[window] for window in _BOTH_WAYS)
+    flow = total[_FLOW]
     return [*out, flow[received] - flow[sent]]
 
 
 def _exposure(rows: RowBlock, starts: Int64) -> list[Int64 | Float64]:
     labels = _Lists.read(rows, "label_buckets", len(LABEL_BUCKET))
-    first = labels.first(starts[[BOUNDED.index(window) for window in LABEL_WINDOWS]])
+    first = labels.first(starts[_LABELS])
     known = labels.running[labels.offsets[1:]] - labels.running[first]
     ratio = _divide(known[..., FRAUD], known[..., FRAUD] + known[..., GENUINE])
     n = len(rows)
@@ -127,15 +134,15 @@ class _Lists:
     def running(self) -> Int64:
         """Running totals [E + 1, columns after the start]."""
         out = np.zeros((len(self.items) + 1, self.items.shape[1] - 1), np.int64)
-        np.cumsum(self.items[:, 1:], axis=0, out=out[1:])
+        self.items[:, 1:].cumsum(axis=0, out=out[1:])
         return out
 
     def first(self, starts: Int64) -> Int64:
         """Return the first bucket [W, S] of each segment that does not begin before `starts` [W, S] minutes."""
         # Segment and minute in one number: minutes take less than 32 bits.
         segment = np.arange(len(self.offsets) - 1, dtype=np.int64) << 32
-        key = np.repeat(segment, np.diff(self.offsets)) + self.items[:, 0]
-        return np.searchsorted(key, segment + starts)
+        key = segment.repeat(self.offsets[1:] - self.offsets[:-1]) + self.items[:, 0]
+        return key.searchsorted(segment + starts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +168,7 @@ class _Payments:
     @cached_property
     def sums(self) -> Int64:
         """The same of each window, shortest first."""
-        return np.cumsum(self.pieces[::-1], axis=0)
+        return self.pieces[::-1].cumsum(axis=0)
 
     @cached_property
     def _many(self) -> Bools:
@@ -188,12 +195,10 @@ class _Payments:
         inside = self._inside_pieces(near, rest)[::-1]
         near, rest, pieces = near[::-1], rest[::-1], self.pieces[::-1, :, COUNT]
         mean, mean_rest = _mean(self.sums[:-1, :, COUNT], self.sums[:-1, :, TOTAL])
-        out = inside.copy()
-        for window in range(1, len(out)):
-            before, piece = self.sums[window - 1, :, COUNT], pieces[window]
-            apart = (near[window] - mean[window - 1]) + (rest[window] - mean_rest[window - 1])
-            out[window] += out[window - 1] + before * (piece / np.maximum(before + piece, 1)) * apart**2
-        return out
+        before, piece = self.sums[:-1, :, COUNT], pieces[1:]
+        apart = (near[1:] - mean) + (rest[1:] - mean_rest)
+        inside[1:] += before * (piece / np.maximum(before + piece, 1)) * (apart * apart)
+        return inside.cumsum(axis=0)
 
     def _inside_pieces(self, near: Int64, rest: Float64) -> Float64:
         """Squared deviations of each piece [W, S] from its own mean."""
@@ -202,13 +207,16 @@ class _Payments:
         ends = self.bounds.T.ravel()
         near_of = np.zeros((near.shape[1], near.shape[0] + 1), np.int64)
         near_of[:, :-1] = near.T
-        lengths = np.diff(ends, prepend=0, append=len(items))
-        away = items[:, 1 + TOTAL] - items[:, 1 + COUNT] * np.repeat(np.append(0, near_of), lengths)
-        spread = away.astype(np.float64) ** 2 / items[:, 1 + COUNT]
+        # What lies before the first piece, and between two segments, has no mean; 0 does.
+        cuts = np.concatenate(([0], ends, [len(items)]))
+        means = np.zeros(len(ends) + 1, np.int64)
+        means[1:] = near_of.ravel()
+        away = (items[:, 1 + TOTAL] - items[:, 1 + COUNT] * means.repeat(cuts[1:] - cuts[:-1])).astype(np.float64)
+        spread = away * away / items[:, 1 + COUNT]
         spread[self._many] += self.deviations
         count = self.pieces[..., COUNT]
         found = np.where(count > 0, _by_piece(np.add, spread, self.bounds), 0.0)
-        return found - count * rest**2
+        return found - count * (rest * rest)
 
 
 def _both(rows: RowBlock, name: str) -> npt.NDArray[Any]:
@@ -217,7 +225,8 @@ def _both(rows: RowBlock, name: str) -> npt.NDArray[Any]:
 
 def _by_piece(reduce: np.ufunc, values: npt.NDArray[Any], bounds: Int64) -> npt.NDArray[Any]:
     """Reduce the buckets [bounds[w, s], bounds[w + 1, s]) to one value each [W, S]; empty pieces hold anything."""
-    padded = np.append(values, values.dtype.type(0))
+    padded = np.zeros(len(values) + 1, values.dtype)
+    padded[:-1] = values
     found = reduce.reduceat(padded, bounds.T.ravel()).reshape(bounds.T.shape)
     return found[:, :-1].T
 
@@ -231,6 +240,7 @@ def _mean(count: Int64, total: Int64) -> tuple[Int64, Float64]:
 
 def _divide(numerator: Int64 | Float64, denominator: Int64) -> Float64:
     """numerator / denominator, NaN where the denominator is 0 or less."""
-    out: Float64 = np.full(denominator.shape, np.nan)
+    out: Float64 = np.empty(denominator.shape)
+    out.fill(np.nan)
     np.divide(numerator, denominator, out=out, where=denominator > 0)
     return out

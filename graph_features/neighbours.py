@@ -97,11 +97,17 @@ def _told(edges: EdgeTable, account: Int64, as_of_ms: Int64) -> Int64:
     """The same, from the table's standings where it brings the account's."""
     standings = edges.standings
     assert standings is not None
-    place = np.full(edges.n_accounts, -1)
-    place[edges.codes(list(standings.account_ids))] = np.arange(len(standings.account_ids))
-    told = place[account] >= 0
+    accounts, at = np.unique(account, return_inverse=True)
+    ids = edges.account_ids[accounts].tolist()
+    known = standings.knows(ids)
+    told = known[at]
     totals = np.empty((len(STANDING), len(account)), np.int64)
-    totals[:, told] = standings.totals[:, place[account[told]]]
+    place = np.cumsum(known) - 1
+    totals[:, told] = standings.totals(
+        [ids[at] for at in np.flatnonzero(known).tolist()], place[at[told]], as_of_ms[told]
+    )
+    if told.all():
+        return totals
     totals[:, ~told] = _totals(edges, account[~told], as_of_ms[~told])
     return totals
 

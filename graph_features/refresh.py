@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
 from graph_features.catalog import catalog
-from graph_features.clock import CREATED_EPOCH_US, MAX_EVENT_MS
+from graph_features.clock import CREATED_EPOCH_US, MAX_EVENT_MS, NEVER_MS
 from graph_features.drivers import batch, on_demand
 from graph_features.edges import EdgeTable
-from graph_features.events import NOTHING_COVERED, Coverage
+from graph_features.events import NOTHING_COVERED, Coverage, events
+from graph_features.exposure import EXPOSURE
+from graph_features.late import first_late_ms, last_events, late_records, touched_accounts
+from graph_features.neighbours import NEIGHBOURS
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings
 from graph_features.sources.base import RecordStore
 from graph_features.standings import HUB_PAYMENTS, RECEIVED_COUNT, SENT_COUNT, STANDING
 from graph_features.stores.base import OfflineStore, OnlineStore
 from graph_features.stores.blocks import RowBlock
-from graph_features.stores.codec import HEADER_BYTES, header_words
+from graph_features.stores.codec import header_word
+from graph_features.stores.heads import HEADER_BYTES
 
 BULK_KEYS = 2_000
 """From so many keys on, reading everything once is cheaper than reading account by account."""
@@ -85,9 +89,9 @@ def refresh(
     writer = _Writer(online=online, offline=offline, wanted=wanted, on_rows=on_rows)
     covered = _covered(online, wanted, set() if in_bulk else tokens.keys())
     if in_bulk:
-        done = _in_bulk(wanted, covered, records, writer, settings)
+        done = _in_bulk(wanted, covered, records, online, writer, settings)
     else:
-        done = _on_demand(wanted, covered, records, online, writer, settings, hub_payments)
+        done = _on_demand(wanted, covered, records, online, writer, settings, hub_payments, bulk_keys)
     failed = done.failed | put_off
     online.clear_pending({key: token for key, token in tokens.items() if key not in failed})
     return RefreshReport(
@@ -138,8 +142,8 @@ def _coverage(view: ViewSchema, value: bytes | None) -> Coverage | None:
     """Read what a packed row covers off its head; None without a row, or with one of another feature set."""
     if value is None or len(value) < HEADER_BYTES:
         return None
-    first, fingerprint, as_of_ms, created_us = np.frombuffer(value, "<i8", HEADER_BYTES // 8).tolist()
-    if (first, fingerprint) != header_words(view):
+    first, as_of_ms, created_us = np.frombuffer(value, "<i8", HEADER_BYTES // 8).tolist()
+    if first != header_word(view):
         return None
     return Coverage(as_of_ms=as_of_ms, seq=created_us - CREATED_EPOCH_US)
 
@@ -189,6 +193,7 @@ def _on_demand(
     writer: _Writer,
     settings: FeatureSettings,
     hub_payments: int,
+    bulk_keys: int,
 ) -> on_demand.OnDemandResult:
     views, keys = catalog().event_views(), _by_entity(wanted)
     done = on_demand.latest_rows(
@@ -204,7 +209,40 @@ def _on_demand(
     for view in views:
         for chunk, table in enumerate(_chunks(done.tables[view.name])):
             writer.write(view, table, max_seq=done.max_seq, chunk=chunk)
+    if not done.told_late:
+        return done
+    told = _stale(online, done.told_late, done.max_seq)
+    if len(told) > bulk_keys:
+        late = f"it came late and changes rows of {len(told):,} counterparties: `ringfence materialize` renews them"
+        return replace(done, failed=done.failed | {(account,): late for account in done.late_accounts})
+    view = catalog().schema(NEIGHBOURS.name)
+    others = on_demand.latest_rows(
+        [view],
+        {view.entity: sorted(told)},
+        records,
+        before_ms=AFTER_EVERYTHING_MS,
+        settings=settings,
+        covered={view.name: told},
+        online=online,
+        hub_payments=hub_payments,
+    )
+    for chunk, table in enumerate(_chunks(others.tables[view.name])):
+        writer.write(view, table, max_seq=others.max_seq, chunk=batch.CHUNK_ROWS + chunk)
     return done
+
+
+def _stale(online: OnlineStore, told_late: Mapping[str, int], max_seq: int) -> dict[EntityKey, Coverage]:
+    """Return what neighbour rows of accounts cover, where they may lack something that came late."""
+    covered: dict[EntityKey, Coverage] = {}
+    view, accounts = catalog().schema(NEIGHBOURS.name), list(told_late)
+    for start in range(0, len(accounts), READ_KEYS):
+        some: list[EntityKey] = [(account,) for account in accounts[start : start + READ_KEYS]]
+        (packed,) = online.read([(view, some)])
+        for key, value in zip(some, packed, strict=True):
+            row = _coverage(view, value)
+            if row is not None and row.seq < max_seq and row.as_of_ms > told_late[key[0]]:
+                covered[key] = row
+    return covered
 
 
 def _chunks(table: pa.Table) -> Iterator[pa.Table]:
@@ -216,6 +254,7 @@ def _in_bulk(
     wanted: Sequence[EntityKey],
     covered: on_demand.CoveredByView,
     records: RecordStore,
+    online: OnlineStore,
     writer: _Writer,
     settings: FeatureSettings,
 ) -> on_demand.OnDemandResult:
@@ -223,15 +262,28 @@ def _in_bulk(
     edges = EdgeTable.from_arrow(found.transactions, found.statuses, found.labels, max_seq=found.max_seq)
     del found
     keys = _by_entity(wanted)
+    told = _stale(online, _told_late(edges, keys["account"], covered[EXPOSURE.name]), edges.max_seq)
     for view in catalog().event_views():
+        others = told if view.name == NEIGHBOURS.name else {}
         tables = batch.latest_rows(
             view,
             edges,
-            keys[view.entity],
+            sorted({*keys[view.entity], *others}),
             before_ms=AFTER_EVERYTHING_MS,
             settings=settings,
-            covered=covered[view.name],
+            covered={**others, **covered[view.name]},
         )
         for chunk, table in enumerate(tables):
             writer.write(view, table, max_seq=edges.max_seq, chunk=chunk)
     return on_demand.OnDemandResult(tables={}, never_seen=on_demand.never_seen(edges, keys), max_seq=edges.max_seq)
+
+
+def _told_late(edges: EdgeTable, keys: Sequence[EntityKey], covered: Mapping[EntityKey, Coverage]) -> dict[str, int]:
+    """Return other accounts whose neighbour rows may lack what was late of `keys`, and since when."""
+    codes = edges.codes([key[0] for key in keys]).astype(np.int64)
+    seq = np.array([covered.get(key, NOTHING_COVERED).seq for key in keys], np.int64)
+    known = codes >= 0
+    since_ms = first_late_ms(edges, codes[known], seq[known], late_records(edges))
+    last_ms = last_events(events(edges, catalog().schema(NEIGHBOURS.name)))
+    others = np.setdiff1d(touched_accounts(edges, codes[known], since_ms, last_ms), codes)
+    return dict.fromkeys(edges.account_ids[others].tolist(), int(since_ms.min(initial=NEVER_MS)))

@@ -31,7 +31,7 @@ class DType(StrEnum):
 
     @property
     def is_list(self) -> bool:
-        return self.value.endswith("_list")
+        return self in _LISTS
 
     @property
     def arrow(self) -> pa.DataType:
@@ -46,6 +46,9 @@ _ARROW_TYPES: dict[DType, pa.DataType] = {
     DType.FLOAT64_LIST: pa.list_(pa.float64()),
     DType.STRING_LIST: pa.list_(pa.string()),
 }
+
+
+_LISTS = frozenset(dtype for dtype, arrow in _ARROW_TYPES.items() if pa.types.is_list(arrow))
 
 
 class Cadence(StrEnum):
@@ -123,10 +126,14 @@ class ViewSchema:
         text = json.dumps([self.name, self.entity, [(f.name, f.dtype.value) for f in self.features]])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
+    @cached_property
+    def _by_name(self) -> dict[str, FeatureSchema]:
+        return {feature.name: feature for feature in self.features}
+
     def feature(self, name: str) -> FeatureSchema:
-        for feature in self.features:
-            if feature.name == name:
-                return feature
+        feature = self._by_name.get(name)
+        if feature is not None:
+            return feature
         raise UnknownFeatureError(f"view {self.name} has no feature {name!r}; it has {', '.join(self.names)}")
 
     def check(self, table: pa.Table) -> pa.Table:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +27,34 @@ SENT_COUNT: Final = 0
 RECEIVED_COUNT: Final = 2
 """Positions in STANDING."""
 
-HUB_PAYMENTS: Final = 200_000
-"""An account with more payments than this is a hub: to read them all takes seconds, so that is left to the batch."""
+LARGEST_SUM: Final = 2**62
+"""Minor units that the amounts of an account, sent or received, may add up to."""
+
+HUB_PAYMENTS: Final = 500_000
+"""An account with more payments than this is a hub: its rows take seconds, so that they are left to the batch."""
 
 STANDING_VIEWS: Final = tuple(dict.fromkeys(view for view, _ in STANDING))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Standings:
-    """The numbers of k accounts: `totals` is (len(STANDING), k), its columns those of `account_ids`."""
+class Standings(Protocol):
+    """What tells the numbers of STANDING of accounts whose payments need not be in a table."""
 
-    account_ids: Sequence[str]
-    totals: Int64
+    def knows(self, account_ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return which of these accounts it can tell of."""
+
+    def totals(self, account_ids: Sequence[str], account: Int64, as_of_ms: Int64) -> Int64:
+        """Return the numbers, (len(STANDING), k), of `account_ids[account]` before `as_of_ms`, k of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowStandings:
+    """The numbers off stored rows: those of an account, in order of STANDING. What happened since is not in them."""
+
+    told: Mapping[str, Sequence[int]]
+
+    def knows(self, account_ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        return np.array([account_id in self.told for account_id in account_ids], np.bool_)
+
+    def totals(self, account_ids: Sequence[str], account: Int64, as_of_ms: Int64) -> Int64:  # noqa: ARG002  rows have one
+        known = np.array([self.told[account_id] for account_id in account_ids], np.int64)
+        return known.reshape(-1, len(STANDING))[account].T

@@ -12,6 +12,7 @@ from graph_features.clock import SECOND_MS, from_ms
 from graph_features.errors import InvalidInputError
 from graph_features.schema import Cadence, DType, EntityKey, ViewSchema
 from graph_features.stores.blocks import RowBlock
+from graph_features.stores.reader import ServiceSpec, ServiceView
 from graph_features.transaction import REQUEST_FEATURES, TransactionColumns, request_features
 from serving.scorer import OnlineReader
 
@@ -90,6 +91,19 @@ def services(schemas: Mapping[str, ViewSchema]) -> dict[str, list[Projection]]:
     model.append(_projection(schemas, TRANSACTION_VIEW, tuple(feature.name for feature in REQUEST_FEATURES)))
     account = [Projection(name=view.name, view=view, keys=view.keys, features=view.names) for view in accounts]
     return {ACCOUNT_SERVICE: account, MODEL_SERVICE: model}
+
+
+def service_spec(schemas: Mapping[str, ViewSchema], name: str) -> ServiceSpec:
+    """The stored views of a feature service, for `read_service`; raise InvalidInputError.
+
+    Features of the payment itself are not stored: see `graph_features.transaction.request_features`.
+    """
+    views = [
+        ServiceView(name=one.name, view=one.view, columns=one.keys, features=one.features)
+        for one in of_service(schemas, name)
+        if one.view is not None
+    ]
+    return ServiceSpec(name=name, views=tuple(views))
 
 
 def _known(schemas: Mapping[str, ViewSchema]) -> dict[str, tuple[str, ...]]:

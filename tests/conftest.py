@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 if TYPE_CHECKING:
     from graph_features.settings import Neo4jSettings, PostgresSettings, RedisSettings
@@ -37,6 +38,9 @@ NEEDED = {
 
 def pytest_configure() -> None:
     """Let SIGTERM end the run as Ctrl-C does, with every fixture torn down; and SIGINT in a background job too."""
+    # An example takes what a busy machine makes of it.
+    hypothesis_settings.register_profile("ringfence", deadline=None)
+    hypothesis_settings.load_profile("ringfence")
 
     run = os.getpid()
 

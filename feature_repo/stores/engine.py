@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, Literal
 
+import pyarrow as pa
 from feast import Entity
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
+from feast.utils import _get_column_names
 
 from feature_repo.stores.online import PackedOnlineStore
 from feature_repo.stores.source import ViewSource
 from graph_features.stores.base import OfflineStore
 
-ROWS_PER_WRITE = 50_000
+ROWS_PER_WRITE = 20_000
 
 
 class ColumnarComputeEngineConfig(FeastConfigBaseModel):
@@ -62,25 +65,56 @@ class ColumnarComputeEngine(LocalComputeEngine):
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
     ) -> LocalMaterializationJob:
         view = task.feature_view
-        if not isinstance(view.batch_source, ViewSource) or not isinstance(self.online_store, PackedOnlineStore):
+        if not isinstance(self.online_store, PackedOnlineStore) or not _is_plain(view):
             return super()._materialize_one(registry, task, **kwargs)
-        rows = self.offline_store.pull_latest_from_table_or_query(
-            config=self.repo_config,
-            data_source=view.batch_source,
-            join_key_columns=[column.name for column in view.entity_columns],
-            feature_name_columns=[feature.name for feature in view.features],
-            timestamp_field=view.batch_source.timestamp_field,
-            created_timestamp_column=view.batch_source.created_timestamp_column,
-            start_date=task.start_time,
-            end_date=task.end_time,
-        ).to_arrow()
+        rows = self._newest_rows(registry, task)
         bar = task.tqdm_builder(rows.num_rows) if task.tqdm_builder else None
-        for start in range(0, rows.num_rows, ROWS_PER_WRITE):
-            part = rows.slice(start, ROWS_PER_WRITE)
-            self.online_store.write_table(self.repo_config, view, part)
-            if bar is not None:
-                bar.update(part.num_rows)
+        # One part is packed while the one before is on its way.
+        with ThreadPoolExecutor(1) as sender:
+            sending: Future[int] | None = None
+            for start in range(0, rows.num_rows, ROWS_PER_WRITE):
+                part = rows.slice(start, ROWS_PER_WRITE)
+                packed = self.online_store.pack_table(self.repo_config, view, part)
+                if sending is not None:
+                    sending.result()
+                sending = sender.submit(self.online_store.put, self.repo_config, view, packed)
+                if bar is not None:
+                    bar.update(part.num_rows)
+            if sending is not None:
+                sending.result()
         if bar is not None:
             bar.close()
         name = f"{view.name}-{task.start_time}-{task.end_time}"
         return LocalMaterializationJob(job_id=name, status=MaterializationJobStatus.SUCCEEDED)
+
+    def _newest_rows(self, registry: BaseRegistry, task: MaterializationTask) -> pa.Table:
+        """The newest row of each entity in the period, columns named as the view names them."""
+        view: Any = task.feature_view
+        source = view.batch_source
+        if isinstance(source, ViewSource):
+            keys, features = [column.name for column in view.entity_columns], [one.name for one in view.features]
+            event: str = source.timestamp_field
+            created: str | None = source.created_timestamp_column
+        else:
+            entities = [registry.get_entity(name, task.project) for name in view.entities]
+            keys, features, event, created = _get_column_names(view, entities)
+        rows: pa.Table = self.offline_store.pull_latest_from_table_or_query(
+            config=self.repo_config,
+            data_source=source,
+            join_key_columns=keys,
+            feature_name_columns=features,
+            timestamp_field=event,
+            created_timestamp_column=created,
+            start_date=task.start_time,
+            end_date=task.end_time,
+        ).to_arrow()
+        mapping = source.field_mapping or {}
+        return rows.rename_columns([mapping.get(name, name) for name in rows.column_names])
+
+
+def _is_plain(view: Any) -> bool:
+    """Whether rows go online as they are in the source, so that nothing but columns need moving."""
+    if isinstance(getattr(view, "batch_source", None), ViewSource):
+        return True
+    changed = ("feature_transformation", "aggregations", "filter", "enable_validation", "source_views", "offline")
+    return bool(view.batch_source and view.online) and not any(getattr(view, name, None) for name in changed)

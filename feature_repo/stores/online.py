@@ -1,36 +1,37 @@
-"""Feast's online store on the platform's packed values, on Redis and on SQLite.
+"""Feast's online store on packed values, on Redis and on SQLite.
 
-Every Feast command and client works as on Feast's own stores. What differs: of two rows the one with the later
-(event_timestamp, created_timestamp) is kept, whichever comes last, and several views are read in one round trip.
+Every Feast command and client works as on Feast's own stores, for any feature view. What differs: of two rows the one
+with the later (event_timestamp, created_timestamp) is kept, whichever comes last; several views are read in one round
+trip; a row that was written under another schema counts as missing.
 """
 # ruff: noqa: ARG002 - the arguments are Feast's
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-from feast import Entity, FeatureView, utils
+from feast import Entity, FeatureView
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
-from pydantic import field_validator
+from pydantic import ConfigDict, Field, field_validator
 
-from feature_repo.stores.values import FeastRow, OnlineRow, entity_key, to_feast, to_table
-from feature_repo.stores.views import view_schema
+from feature_repo.stores.answers import rows_of
+from feature_repo.stores.packing import Packing, packing
+from feature_repo.stores.reading import Request, answer, read_blocks
+from feature_repo.stores.values import FeastRow, OnlineRow
 from graph_features.settings import RedisSettings, load
 from graph_features.stores import base
-from graph_features.stores.blocks import RowBlock
 from graph_features.stores.redis import RedisOnlineStore
+from graph_features.stores.redis_link import RedisKind, RedisTarget
 from graph_features.stores.sqlite import SqliteOnlineStore
-
-logger = logging.getLogger(__name__)
+from graph_features.stores.storing import PLAIN, Storing
 
 Progress = Callable[[int], Any] | None
 
@@ -39,13 +40,21 @@ class PackedOnlineStore(OnlineStore):
     """What the stores have in common; one of the platform's stores per project does the work."""
 
     def __init__(self) -> None:
-        self._stores: dict[str, base.OnlineStore] = {}
+        self._stores: dict[str, base.ValueStore] = {}
 
     @abstractmethod
-    def _open(self, config: RepoConfig) -> base.OnlineStore:
+    def _open(self, config: RepoConfig) -> base.ValueStore:
         """Make the platform's store for this configuration."""
 
-    def packed(self, config: RepoConfig) -> base.OnlineStore:
+    def _storing(self, config: RepoConfig, table: Any, event_ms: Sequence[int]) -> Storing:
+        """How rows of this view with these event times are put."""
+        return PLAIN
+
+    def _deletes(self, config: RepoConfig) -> bool:
+        """Whether the rows of deleted views are looked for."""
+        return True
+
+    def packed(self, config: RepoConfig) -> base.ValueStore:
         """Return the platform's store behind this one."""
         if config.project not in self._stores:
             self._stores[config.project] = self._open(config)
@@ -55,17 +64,27 @@ class PackedOnlineStore(OnlineStore):
     def async_supported(self) -> SupportedAsyncMethods:
         return SupportedAsyncMethods(read=True, write=True)
 
+    def _is_versioned_read_supported(self) -> bool:
+        # Rows are kept under the versioned name of their view.
+        return True
+
+    def pack_table(self, config: RepoConfig, table: FeatureView, rows: pa.Table) -> Packing:
+        """Pack rows that are columns already, without a protobuf value each."""
+        return packing(table, config).of_table(rows)
+
+    def put(self, config: RepoConfig, table: FeatureView, rows: Packing) -> int:
+        """Write packed rows; return how many were stored, the rest being older than what is there."""
+        return self.packed(config).put(rows.names, rows.values, self._storing(config, table, rows.event_ms))
+
     def write_table(self, config: RepoConfig, table: FeatureView, rows: pa.Table) -> int:
-        """Write rows that are columns already, without a protobuf value each; return how many were stored."""
-        view = view_schema(table)
-        return self.packed(config).write(view, rows.select(view.arrow_schema.names).cast(view.arrow_schema, safe=False))
+        """`pack_table`, then `put`."""
+        return self.put(config, table, self.pack_table(config, table, rows))
 
     def online_write_batch(
         self, config: RepoConfig, table: FeatureView, data: list[FeastRow], progress: Progress
     ) -> None:
         """Write rows as Feast's push and its own materialization hand them over."""
-        view = view_schema(table)
-        self.packed(config).write(view, to_table(view, data))
+        self.put(config, table, packing(table, config).of_rows(data))
         if progress:
             progress(len(data))
 
@@ -82,8 +101,12 @@ class PackedOnlineStore(OnlineStore):
         entity_keys: list[EntityKeyProto],
         requested_features: list[str] | None = None,
     ) -> list[OnlineRow]:
-        """Read one view's rows; absent ones, and those of another feature set, are (None, None)."""
-        return self._read(config, [(table, entity_keys, requested_features)])[0]
+        """Read one view's rows; absent ones, and those of another schema, are (None, None)."""
+        packer = packing(table, config)
+        [block] = read_blocks(self.packed(config), [Request(packing=packer, keys=packer.of_keys(entity_keys))])
+        known = set(block.view.names)
+        wanted = block.view.names if requested_features is None else requested_features
+        return rows_of(block, [name for name in wanted if name in known])
 
     async def online_read_async(
         self,
@@ -95,21 +118,6 @@ class PackedOnlineStore(OnlineStore):
         """The same without holding up the event loop."""
         return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
 
-    def _read(
-        self, config: RepoConfig, requests: Sequence[tuple[FeatureView, Sequence[EntityKeyProto], list[str] | None]]
-    ) -> list[list[OnlineRow]]:
-        views = [view_schema(table) for table, _, _ in requests]
-        wanted = [[entity_key(view, key) for key in keys] for view, (_, keys, _) in zip(views, requests, strict=True)]
-        found = self.packed(config).read(list(zip(views, wanted, strict=True)))
-        answers = []
-        for view, values, (_, _, names) in zip(views, found, requests, strict=True):
-            block = RowBlock.from_packed(view, values)
-            if block.mismatched.any():
-                logger.warning("%s: %d rows are of another feature set", view.name, int(block.mismatched.sum()))
-            known = set(view.names)
-            answers.append(to_feast(block, view.names if names is None else [n for n in names if n in known]))
-        return answers
-
     def _read_features_per_fv(
         self,
         config: RepoConfig,
@@ -120,26 +128,17 @@ class PackedOnlineStore(OnlineStore):
         full_feature_names: bool,
         include_feature_view_version_metadata: bool,
     ) -> None:
-        # Feast's own reads one view after the other.
-        entities = [
-            utils._get_unique_entities(table, join_key_values, entity_name_to_join_key_map) for table, _ in grouped_refs
-        ]
-        requests = [
-            (table, utils._get_entity_key_protos(unique), names)
-            for (table, names), (unique, _, _) in zip(grouped_refs, entities, strict=True)
-        ]
-        answers = self._read(config, requests)
-        for (table, names), (_, indexes, length), rows in zip(grouped_refs, entities, answers, strict=True):
-            utils._populate_response_from_feature_data(
-                names,
-                rows,
-                indexes,
-                online_features_response,
-                full_feature_names,
-                table,
-                length,
-                include_feature_view_version_metadata,
-            )
+        # Feast's own reads one view after the other, and makes an object of every value.
+        answer(
+            self.packed(config),
+            config,
+            grouped_refs,
+            join_key_values,
+            entity_name_to_join_key_map,
+            online_features_response,
+            full_feature_names=full_feature_names,
+            with_versions=include_feature_view_version_metadata,
+        )
 
     async def _read_features_per_fv_async(self, *args: Any, **kwargs: Any) -> None:
         await asyncio.to_thread(self._read_features_per_fv, *args, **kwargs)
@@ -154,8 +153,9 @@ class PackedOnlineStore(OnlineStore):
         partial: bool,
     ) -> None:
         """Remove the rows of deleted views; nothing needs to be prepared for new ones."""
-        for table in tables_to_delete:
-            self.packed(config).delete_view(view_schema(table))
+        if self._deletes(config):
+            for table in tables_to_delete:
+                self.packed(config).delete_rows(packing(table, config).view.name)
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Remove everything of this project, and nothing else."""
@@ -168,18 +168,57 @@ class PackedOnlineStore(OnlineStore):
 
 
 class RedisPackedOnlineStoreConfig(FeastConfigBaseModel):
-    """Everything else comes from RINGFENCE_REDIS_*: see docs/configuration.md."""
+    """The options of Feast's own Redis store, and those of ours: see docs/feast.md.
+
+    Without a `connection_string` the address comes from RINGFENCE_REDIS_*: see docs/configuration.md.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True)
 
     type: Literal["feature_repo.stores.online.RedisPackedOnlineStore"] = (
         "feature_repo.stores.online.RedisPackedOnlineStore"
     )
+    connection_string: str | None = Field(default=None, repr=False)
+    redis_type: RedisKind = RedisKind.SINGLE
+    sentinel_master: str = "mymaster"
+    key_ttl_seconds: int | dict[str, int] | None = None
+    """Seconds after its last write that a row is kept: for all views, or by view."""
+    expire_with_view_ttl: bool = False
+    """Remove rows once they are older than their view's ttl; `key_ttl_seconds` of a view goes before."""
+    full_scan_for_deletion: bool | None = True
+    skip_dedup: bool = False
+    """Write without a comparison, so that older rows may overwrite newer ones."""
+    client: Literal["redis", "glide"] = "redis"
+    """Taken from configurations of Feast's own store; all reads go through redis-py."""
 
 
 class RedisPackedOnlineStore(PackedOnlineStore):
-    """One packed value per entity and view on Redis."""
+    """One packed value per entity and view on Redis: a server, a cluster, or what Sentinel watches."""
 
-    def _open(self, config: RepoConfig) -> base.OnlineStore:
-        return RedisOnlineStore(load(RedisSettings), project=config.project)
+    def _open(self, config: RepoConfig) -> base.ValueStore:
+        options: RedisPackedOnlineStoreConfig = config.online_store
+        if options.connection_string is None:
+            return RedisOnlineStore(load(RedisSettings), project=config.project)
+        target = RedisTarget.from_connection_string(
+            options.connection_string, kind=options.redis_type, sentinel_master=options.sentinel_master
+        )
+        return RedisOnlineStore(target, project=config.project)
+
+    def _storing(self, config: RepoConfig, table: Any, event_ms: Sequence[int]) -> Storing:
+        options: RedisPackedOnlineStoreConfig = config.online_store
+        seconds = options.key_ttl_seconds
+        if isinstance(seconds, dict):
+            seconds = seconds.get(table.name)
+        if seconds:
+            return Storing(after_ms=seconds * 1_000, compare=not options.skip_dedup)
+        ttl = getattr(table, "ttl", None)
+        if options.expire_with_view_ttl and ttl:
+            ttl_ms = int(ttl.total_seconds() * 1_000)
+            return Storing(at_ms=[moment + ttl_ms for moment in event_ms], compare=not options.skip_dedup)
+        return Storing(compare=not options.skip_dedup)
+
+    def _deletes(self, config: RepoConfig) -> bool:
+        return bool(config.online_store.full_scan_for_deletion)
 
 
 class SqlitePackedOnlineStoreConfig(FeastConfigBaseModel):
@@ -201,6 +240,6 @@ class SqlitePackedOnlineStoreConfig(FeastConfigBaseModel):
 class SqlitePackedOnlineStore(PackedOnlineStore):
     """One packed value per entity and view in a SQLite file."""
 
-    def _open(self, config: RepoConfig) -> base.OnlineStore:
+    def _open(self, config: RepoConfig) -> base.ValueStore:
         path = Path(config.online_store.path)
         return SqliteOnlineStore((config.repo_path or Path()) / path, project=config.project)

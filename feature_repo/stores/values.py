@@ -55,8 +55,8 @@ def to_table(view: ViewSchema, rows: Sequence[FeastRow]) -> pa.Table:
     """
     keys = [entity_key(view, row[0]) for row in rows]
     columns = [pa.array([key[place] for key in keys], pa.string()) for place in range(len(view.keys))]
-    columns.append(pa.array([_micros(row[2]) // 1_000 for row in rows], pa.int64()))
-    columns.append(pa.array([0 if row[3] is None else _micros(row[3]) for row in rows], pa.int64()))
+    columns.append(pa.array([micros(row[2]) // 1_000 for row in rows], pa.int64()))
+    columns.append(pa.array([0 if row[3] is None else micros(row[3]) for row in rows], pa.int64()))
     for feature in view.features:
         values = [_python(feature.dtype, row[1].get(feature.name, _NULL)) for row in rows]
         columns.append(pa.array(values, pa.int64() if feature.dtype is DType.TIMESTAMP else feature.dtype.arrow))
@@ -64,7 +64,8 @@ def to_table(view: ViewSchema, rows: Sequence[FeastRow]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=view.arrow_schema)
 
 
-def _micros(moment: datetime) -> int:
+def micros(moment: datetime) -> int:
+    """Epoch microseconds of a time; one without a zone is in UTC."""
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     delta = aware - datetime(1970, 1, 1, tzinfo=UTC)
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
@@ -83,7 +84,7 @@ def _python(dtype: DType, value: ValueProto) -> Any:
 
 def to_feast(block: RowBlock, names: Sequence[str]) -> list[OnlineRow]:
     """Return what Feast's `online_read` answers: event time and values by name, (None, None) for absent rows."""
-    columns = [_protos(block, name) for name in names]
+    columns = [value_protos(block, name) for name in names]
     answers: list[OnlineRow] = []
     for row, present in enumerate(block.present.tolist()):
         if not present:
@@ -94,7 +95,8 @@ def to_feast(block: RowBlock, names: Sequence[str]) -> list[OnlineRow]:
     return answers
 
 
-def _protos(block: RowBlock, name: str) -> list[ValueProto]:
+def value_protos(block: RowBlock, name: str) -> list[ValueProto]:
+    """One feature as Feast's values, without a field for null or absent."""
     dtype = block.view.feature(name).dtype
     valid = block.valid(name).tolist()
     if dtype.is_list:

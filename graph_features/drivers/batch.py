@@ -23,6 +23,9 @@ from graph_features.edges import EdgeTable, Int64
 from graph_features.events import LAST_WANTED, Coverage, events, last_rows, rows_between, rows_not_covered
 from graph_features.executor import Executor
 from graph_features.kernels.timeline import pair_index
+from graph_features.late import coverage_of, late_records, stale_rows
+from graph_features.late_records import Late
+from graph_features.neighbours import NEIGHBOURS
 from graph_features.schema import EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings
 
@@ -56,14 +59,16 @@ def latest_rows(
     before_ms: int,
     settings: FeatureSettings,
     covered: Mapping[EntityKey, Coverage] | None = None,
+    late: Late | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Iterator[pa.Table]:
     """Yield each entity's newest event row before `before_ms`; entities without an event have none. None is all.
 
     Keys in `covered` get every row instead that is not covered: those that later and late events made or changed,
-    which may be none.
+    which may be none. In the neighbours view those are also rows of counterparties to whom something happened late,
+    which `late` tells; None is to take it from the table.
     """
-    group, as_of_ms = latest(view, edges, keys, before_ms=before_ms, covered=covered)
+    group, as_of_ms = latest(view, edges, keys, before_ms=before_ms, covered=covered, late=late)
     yield from _tables(view, edges, group, as_of_ms, settings, chunk_rows)
 
 
@@ -74,6 +79,7 @@ def latest(
     *,
     before_ms: int,
     covered: Mapping[EntityKey, Coverage] | None = None,
+    late: Late | None = None,
 ) -> tuple[Int64, Int64]:
     """Return (group, as_of_ms) of the rows that `latest_rows` computes, by entity and time."""
     index = events(edges, view)
@@ -84,13 +90,21 @@ def latest(
         return last_rows(index, before_ms=before_ms, groups=np.unique(groups[groups >= 0]))
     bounds = [covered.get(key, LAST_WANTED) for key in keys]
     known = groups >= 0
-    return rows_not_covered(
+    group, as_of_ms = rows_not_covered(
         index,
         before_ms=before_ms,
         groups=groups[known],
         as_of_ms=np.array([bound.as_of_ms for bound in bounds], np.int64)[known],
         seq=np.array([bound.seq for bound in bounds], np.int64)[known],
     )
+    if view.name != NEIGHBOURS.name:
+        return group, as_of_ms
+    asked = {key: covered[key] for key in keys if key in covered}
+    stale = stale_rows(edges, view, coverage_of(edges, asked), late_records(edges) if late is None else late)
+    wanted = stale[1] <= before_ms
+    rows = np.stack((np.append(group, stale[0][wanted]), np.append(as_of_ms, stale[1][wanted])))
+    group, as_of_ms = np.unique(rows, axis=1) if wanted.any() else (group, as_of_ms)
+    return group, as_of_ms
 
 
 def slice_rows(view: ViewSchema, edges: EdgeTable, *, as_of_ms: int, settings: FeatureSettings) -> pa.Table:

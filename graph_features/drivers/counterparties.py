@@ -20,7 +20,7 @@ from graph_features.standings import (
     SENT_COUNT,
     STANDING,
     STANDING_VIEWS,
-    Standings,
+    RowStandings,
 )
 from graph_features.stores.base import OnlineStore
 from graph_features.stores.blocks import RowBlock
@@ -79,7 +79,7 @@ def with_counterparties(
 
 def _read_standings(
     online: OnlineStore, others: Counterparties, max_seq: int, hub_payments: int
-) -> tuple[npt.NDArray[np.bool_], Standings]:
+) -> tuple[npt.NDArray[np.bool_], RowStandings]:
     keys = [(account,) for account in others.account_ids]
     views = {name: catalog().schema(name) for name in STANDING_VIEWS}
     packed, pending = online.read_with_pending([(view, keys) for view in views.values()], keys)
@@ -93,8 +93,8 @@ def _read_standings(
     known = complete | (totals[SENT_COUNT] + totals[RECEIVED_COUNT] > hub_payments)
     for block in blocks.values():
         known &= block.present & (block.as_of_ms <= others.described_ms)
-    told = np.flatnonzero(known)
-    return known, Standings(account_ids=[others.account_ids[at] for at in told.tolist()], totals=totals[:, told])
+    numbers = totals.T.tolist()
+    return known, RowStandings(told={others.account_ids[at]: numbers[at] for at in np.flatnonzero(known).tolist()})
 
 
 def _merged(first: pa.Table, second: pa.Table, max_seq: int) -> pa.Table:

@@ -16,6 +16,7 @@ from graph_features.errors import FeatureComputationError
 from graph_features.histogram import HISTOGRAM_BINS, histogram_bin
 from graph_features.kernels.timeline import COMPLETED, Side, grouping, pair_index, read_only, timeline
 from graph_features.rows import ListColumn
+from graph_features.standings import LARGEST_SUM
 from graph_features.window_spec import Window
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 ArrayT = TypeVar("ArrayT", bound=npt.NDArray[Any])
 
-LARGEST_SUM = 2**62
 FAILED, REVERSED = STATUSES.index("failed"), STATUSES.index("reversed")
 
 

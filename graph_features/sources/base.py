@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from graph_features.schema import EntityKey
+
+if TYPE_CHECKING:
+    from graph_features.sources.snapshot import Snapshot
 
 MarkPending = Callable[[list[EntityKey]], None]
 
@@ -178,6 +181,17 @@ class GraphStore(Protocol):
         """Remove the account with its payments, these devices and cards, and addresses that nobody else used."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """A record store that may hold all its records at hand, by account."""
+
+    def snapshot(self, *, wait: bool = False) -> Snapshot | None:
+        """Everything that is committed by now; None where the store had better be asked account by account.
+
+        With `wait` an index that lags behind is brought up to date first, which may take minutes, once.
+        """
 
 
 @runtime_checkable

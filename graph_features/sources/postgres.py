@@ -16,10 +16,11 @@ from graph_features.clock import NEVER_MS, from_ms
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.settings import PostgresSettings
 from graph_features.sources.base import MarkPending, Records, Traces, WriteResult
-from graph_features.sources.cache import KINDS, RecordsCache, Tables
+from graph_features.sources.cache import KINDS, WITH_PAYMENT, ReadBetween, RecordsCache, Tables
 from graph_features.sources.checksum import BUCKET_ROWS, CHECKSUM_COLUMNS, bucket_checksums, merge_checksums
 from graph_features.sources.connections import Connection, Connections
 from graph_features.sources.copying import copy_in, copy_out
+from graph_features.sources.histories import Histories
 from graph_features.sources.records import (
     CHANGES_SCHEMA,
     ERASING,
@@ -35,6 +36,7 @@ from graph_features.sources.records import (
     table_of_rows,
     touched_entities,
 )
+from graph_features.sources.snapshot import Snapshot
 from graph_features.sources.sql import load_queries
 
 LOCK_WAIT_MS: Final = 120_000
@@ -45,12 +47,13 @@ _NO_LIMIT: Final = 2**63 - 1
 class PostgresRecords:
     """RecordStore and Lockable on PostgreSQL, schema `ringfence`. Safe for threads and for forked processes.
 
-    With a `cache` folder, `read_all` keeps what it read there and asks the server for the rest only.
+    With a `cache` folder, what is read is kept there and only the rest asked of the server.
     """
 
     def __init__(self, settings: PostgresSettings, *, cache: Path | None = None) -> None:
         self._connections = Connections(settings)
         self._cache = None if cache is None else RecordsCache(folder=cache)
+        self._histories = None if self._cache is None else Histories(self._cache)
         self._sql = load_queries("graph_features.sources", "queries.sql")
 
     def ping(self) -> None:
@@ -97,15 +100,25 @@ class PostgresRecords:
             last = self._last_seq(connection)
             up_to = last if max_seq is None else min(last, max_seq)
 
-            def between(after_seq: int, up_to_seq: int, before_ms: int | None = None) -> Tables:
-                bounds = _bounds(after_seq, up_to_seq, before_ms)
-                return {kind.name: self._copy_out(connection, kind, bounds) for kind in KINDS}
-
             if self._cache is None:
-                return Records(max_seq=up_to, **between(0, up_to, before_ms))
+                bounds = _bounds(0, up_to, before_ms)
+                return Records(
+                    max_seq=up_to,
+                    **{kind.name: self._copy_out(connection, kind, bounds, kind.stored_schema) for kind in KINDS},
+                )
             identity = str(_one(connection, self._sql["identity"])[0])
             before = NEVER_MS if before_ms is None else before_ms
-            return Records(max_seq=up_to, **self._cache.tables(identity, up_to, before, between))
+            return Records(max_seq=up_to, **self._cache.tables(identity, up_to, before, self._reader(connection)))
+
+    def _reader(self, connection: Connection) -> ReadBetween:
+        def between(after_seq: int, up_to_seq: int) -> Tables:
+            bounds = _bounds(after_seq, up_to_seq, None)
+            return {
+                kind.name: self._copy_out(connection, kind, bounds, WITH_PAYMENT[kind.name], with_payments=True)
+                for kind in KINDS
+            }
+
+        return between
 
     def read_transactions(
         self, *, after_seq: int, up_to_seq: int, batch_rows: int = 50_000
@@ -113,7 +126,8 @@ class PostgresRecords:
         """Stored transactions with after_seq < seq <= up_to_seq in seq order, without a connection held in between."""
         while after_seq < up_to_seq:
             with self._connections.use() as connection:
-                table = self._copy_out(connection, TRANSACTIONS, _bounds(after_seq, up_to_seq, None, batch_rows))
+                bounds = _bounds(after_seq, up_to_seq, None, batch_rows)
+                table = self._copy_out(connection, TRANSACTIONS, bounds, TRANSACTIONS.stored_schema)
             if table.num_rows == 0:
                 return
             after_seq = table["seq"][-1].as_py()
@@ -121,6 +135,9 @@ class PostgresRecords:
 
     def read_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> Records:
         """All that these accounts sent or received before `before_ms`, with statuses and labels known by then."""
+        snapshot = self.snapshot()
+        if snapshot is not None:
+            return Records(max_seq=snapshot.max_seq, **snapshot.tables(account_ids, before_ms=before_ms))
         with self._connections.use() as connection:
             last = self._last_seq(connection)
             bounds = {"ids": _text_array(account_ids), "before": from_ms(before_ms), "up_to_seq": last}
@@ -141,6 +158,17 @@ class PostgresRecords:
         bounds = {"after_seq": after_seq, "up_to_seq": up_to_seq, "before": from_ms(before_ms), "labels": labels}
         with self._connections.use() as connection:
             return self._fetch(connection, "changes", bounds, CHANGES_SCHEMA)
+
+    def snapshot(self, *, wait: bool = False) -> Snapshot | None:
+        """Everything that is committed by now, by account; None without a cache folder.
+
+        Where the index lags far behind, None as well, unless `wait` allows for bringing it up to date.
+        """
+        if self._histories is None:
+            return None
+        with self._connections.use() as connection:
+            last, identity = _one(connection, self._sql["state"])
+            return self._histories.snapshot(up_to_seq=last, identity=identity, read=self._reader(connection), wait=wait)
 
     def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
         """Those of `account_ids` that sent or received anything before `before_ms`."""
@@ -235,9 +263,19 @@ class PostgresRecords:
     def _fetch(self, connection: Connection, name: str, parameters: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
         return table_of_rows(self._run(connection, name, parameters).fetchall(), schema)
 
-    def _copy_out(self, connection: Connection, kind: RecordKind, bounds: Mapping[str, Any]) -> pa.Table:
-        pieces = copy_out(connection, self._sql[f"copy_out_{kind.name}"], bounds, kind.stored_schema)
-        return pa.concat_tables([kind.stored_schema.empty_table(), *pieces])
+    def _copy_out(
+        self,
+        connection: Connection,
+        kind: RecordKind,
+        bounds: Mapping[str, Any],
+        schema: pa.Schema,
+        *,
+        with_payments: bool = False,
+    ) -> pa.Table:
+        name = f"copy_out_{kind.name}"
+        if with_payments and kind is not TRANSACTIONS:
+            name += "_with_payments"
+        return pa.concat_tables([schema.empty_table(), *copy_out(connection, self._sql[name], bounds, schema)])
 
 
 def _one(connection: Connection, statement: bytes, parameters: Mapping[str, Any] | None = None) -> tuple[Any, ...]:

@@ -91,6 +91,9 @@ SELECT last_seq FROM ringfence.ingest_sequence
 -- name: identity
 SELECT store_id::text FROM ringfence.identity
 
+-- name: state
+SELECT last_seq, store_id::text FROM ringfence.ingest_sequence, ringfence.identity
+
 -- name: transactions_of
 SELECT
     seq, transaction_id, (date_part('epoch', event_timestamp) * 1000)::bigint, sender_id, receiver_id,
@@ -160,6 +163,28 @@ COPY (
     WHERE seq > %(after_seq)s AND seq <= %(up_to_seq)s AND label_timestamp < %(before)s
     ORDER BY seq
     LIMIT %(limit)s
+) TO STDOUT (FORMAT csv)
+
+-- name: copy_out_statuses_with_payments
+COPY (
+    SELECT
+        s.seq, s.transaction_id, s.status, (date_part('epoch', s.status_timestamp) * 1000)::bigint,
+        t.seq, (date_part('epoch', t.event_timestamp) * 1000)::bigint, t.sender_id, t.receiver_id, t.amount_base
+    FROM ringfence.statuses AS s
+    JOIN ringfence.transactions AS t USING (transaction_id)
+    WHERE s.seq > %(after_seq)s AND s.seq <= %(up_to_seq)s
+    ORDER BY s.seq
+) TO STDOUT (FORMAT csv)
+
+-- name: copy_out_labels_with_payments
+COPY (
+    SELECT
+        l.seq, l.transaction_id, l.is_fraud, (date_part('epoch', l.label_timestamp) * 1000)::bigint, l.fraud_party,
+        t.seq, (date_part('epoch', t.event_timestamp) * 1000)::bigint, t.sender_id, t.receiver_id, t.amount_base
+    FROM ringfence.labels AS l
+    JOIN ringfence.transactions AS t USING (transaction_id)
+    WHERE l.seq > %(after_seq)s AND l.seq <= %(up_to_seq)s
+    ORDER BY l.seq
 ) TO STDOUT (FORMAT csv)
 
 -- name: copy_out_checksum_columns

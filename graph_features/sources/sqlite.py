@@ -18,9 +18,10 @@ from graph_features.clock import NEVER_MS
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.errors import StoreUnavailableError
 from graph_features.sources.base import MarkPending, Records, Traces, WriteResult
-from graph_features.sources.cache import KINDS, RecordsCache, Tables
+from graph_features.sources.cache import KINDS, WITH_PAYMENT, ReadBetween, RecordsCache, Tables
 from graph_features.sources.checksum import BUCKET_ROWS, CHECKSUM_COLUMNS, bucket_checksums, merge_checksums
 from graph_features.sources.filelock import file_lock
+from graph_features.sources.histories import Histories
 from graph_features.sources.records import (
     CHANGES_SCHEMA,
     ERASING,
@@ -36,23 +37,28 @@ from graph_features.sources.records import (
     table_of_rows,
     touched_entities,
 )
+from graph_features.sources.snapshot import Snapshot
 from graph_features.sources.sql import load_queries
 
 BUSY_TIMEOUT_S: Final = 120.0
 CACHE_KB: Final = 64 * 1024  # the default of 2 MB sends every index insert of a large ingest to the disk and back
 _CHECKSUM_SCHEMA: Final = pa.schema([STORED_TRANSACTION_SCHEMA.field(name) for name in CHECKSUM_COLUMNS])
 _FETCH_ROWS: Final = 50_000
+_WITH_PAYMENT_SQL: Final = {
+    kind.name: f"read_{kind.name}" if kind is TRANSACTIONS else f"read_{kind.name}_with_payments" for kind in KINDS
+}
 
 
 class SqliteRecords:
     """RecordStore and Lockable in one SQLite file. Safe for threads, processes and forks.
 
-    With a `cache` folder, `read_all` keeps what it read there and asks the file for the rest only.
+    With a `cache` folder, what is read is kept there and only the rest asked of the file.
     """
 
     def __init__(self, path: Path, *, cache: Path | None = None) -> None:
         self._path = path
         self._cache = None if cache is None else RecordsCache(folder=cache)
+        self._histories = None if self._cache is None else Histories(self._cache)
         queries = load_queries("graph_features.sources", "sqlite.sql")
         self._sql = {name: statement.decode() for name, statement in queries.items()}
         self._guard = threading.Lock()
@@ -106,18 +112,28 @@ class SqliteRecords:
             last = self._last_seq(connection)
             up_to = last if max_seq is None else min(last, max_seq)
 
-            def between(after_seq: int, up_to_seq: int, before_ms: int | None = None) -> Tables:
-                bounds = _bounds(after_seq, up_to_seq, before_ms)
-                return {
-                    kind.name: self._table(connection, f"read_{kind.name}", bounds, kind.stored_schema)
-                    for kind in KINDS
-                }
-
             if self._cache is None:
-                return Records(max_seq=up_to, **between(0, up_to, before_ms))
+                bounds = _bounds(0, up_to, before_ms)
+                return Records(
+                    max_seq=up_to,
+                    **{
+                        kind.name: self._table(connection, f"read_{kind.name}", bounds, kind.stored_schema)
+                        for kind in KINDS
+                    },
+                )
             (identity,) = connection.execute(self._sql["identity"]).fetchone()
             before = NEVER_MS if before_ms is None else before_ms
-            return Records(max_seq=up_to, **self._cache.tables(identity, up_to, before, between))
+            return Records(max_seq=up_to, **self._cache.tables(identity, up_to, before, self._reader(connection)))
+
+    def _reader(self, connection: sqlite3.Connection) -> ReadBetween:
+        def between(after_seq: int, up_to_seq: int) -> Tables:
+            bounds = _bounds(after_seq, up_to_seq, None)
+            return {
+                kind.name: self._table(connection, _WITH_PAYMENT_SQL[kind.name], bounds, WITH_PAYMENT[kind.name])
+                for kind in KINDS
+            }
+
+        return between
 
     def read_transactions(
         self, *, after_seq: int, up_to_seq: int, batch_rows: int = 50_000
@@ -135,6 +151,9 @@ class SqliteRecords:
 
     def read_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> Records:
         """All that these accounts sent or received before `before_ms`, with statuses and labels known by then."""
+        snapshot = self.snapshot()
+        if snapshot is not None:
+            return Records(max_seq=snapshot.max_seq, **snapshot.tables(account_ids, before_ms=before_ms))
         with self._connection() as connection:
             last = self._last_seq(connection)
             bounds = {"ids": _json(account_ids), "before": before_ms, "up_to_seq": last}
@@ -155,6 +174,17 @@ class SqliteRecords:
         bounds = {"after_seq": after_seq, "up_to_seq": up_to_seq, "before": before_ms, "labels": labels}
         with self._connection() as connection:
             return self._table(connection, "changes", bounds, CHANGES_SCHEMA)
+
+    def snapshot(self, *, wait: bool = False) -> Snapshot | None:
+        """Everything that is committed by now, by account; None without a cache folder.
+
+        Where the index lags far behind, None as well, unless `wait` allows for bringing it up to date.
+        """
+        if self._histories is None:
+            return None
+        with self._connection() as connection:
+            last, identity = connection.execute(self._sql["state"]).fetchone()
+            return self._histories.snapshot(up_to_seq=last, identity=identity, read=self._reader(connection), wait=wait)
 
     def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
         """Those of `account_ids` that sent or received anything before `before_ms`."""

@@ -63,6 +63,9 @@ SELECT last_seq FROM ingest_sequence
 -- name: identity
 SELECT store_id FROM identity
 
+-- name: state
+SELECT last_seq, store_id FROM ingest_sequence, identity
+
 -- name: insert_transactions
 INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
@@ -106,6 +109,22 @@ SELECT * FROM labels
 WHERE seq > :after_seq AND seq <= :up_to_seq AND label_timestamp < :before
 ORDER BY seq
 LIMIT :limit
+
+-- name: read_statuses_with_payments
+SELECT
+    statuses.*, transactions.seq, transactions.event_timestamp, transactions.sender_id, transactions.receiver_id,
+    transactions.amount_base
+FROM statuses CROSS JOIN transactions USING (transaction_id)
+WHERE statuses.seq > :after_seq AND statuses.seq <= :up_to_seq
+ORDER BY statuses.seq
+
+-- name: read_labels_with_payments
+SELECT
+    labels.*, transactions.seq, transactions.event_timestamp, transactions.sender_id, transactions.receiver_id,
+    transactions.amount_base
+FROM labels CROSS JOIN transactions USING (transaction_id)
+WHERE labels.seq > :after_seq AND labels.seq <= :up_to_seq
+ORDER BY labels.seq
 
 -- name: read_checksum_columns
 SELECT seq, transaction_id, event_timestamp, sender_id, receiver_id, amount_base

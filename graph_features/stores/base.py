@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from graph_features.schema import EntityKey, ViewSchema
+from graph_features.stores.storing import PLAIN, Storing
 
 
 class OnlineStore(Protocol):
@@ -51,6 +52,27 @@ class OnlineStore(Protocol):
         """Remove the rows of these entities in one view."""
 
     def delete_view(self, view: ViewSchema) -> None:
+        """Remove every row of one view."""
+
+    def teardown(self) -> None:
+        """Remove every key of this project and nothing else."""
+
+    def close(self) -> None: ...
+
+
+class ValueStore(Protocol):
+    """The same store as bytes by name: what packed values of any format (codec, general) need."""
+
+    @property
+    def project(self) -> str: ...
+
+    def put(self, names: Sequence[bytes], values: Sequence[bytes], storing: Storing = PLAIN) -> int:
+        """Write values under names (keys.row_prefix and an entity key); return how many were stored."""
+
+    def get(self, names: Sequence[bytes]) -> list[bytes | None]:
+        """Values in order, None where there is none."""
+
+    def delete_rows(self, view_name: str) -> None:
         """Remove every row of one view."""
 
     def teardown(self) -> None:

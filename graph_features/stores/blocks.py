@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from graph_features.errors import SchemaMismatchError, UnknownFeatureError
 from graph_features.schema import DType, ViewSchema
-from graph_features.stores.codec import Bool, Columns, Int64, from_table, unpack
+from graph_features.stores.codec import Columns, from_table, unpack
+from graph_features.stores.heads import Bool, Float32, Int64, float32_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 
@@ -86,14 +86,8 @@ class RowBlock:
     def matrix(self, names: Sequence[str]) -> Float32:
         """Return float32[n, len(names)] of scalar features, NaN for null or absent; timestamps are epoch ms."""
         places = [self._position(name, DType.INT64, DType.FLOAT64, DType.TIMESTAMP) for name in names]
-        slots = self.columns.slots[:, places]
         floating = np.array([self.view.features[place].dtype is DType.FLOAT64 for place in places], np.bool_)
-        out = np.empty(slots.shape, np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            out[:, floating] = np.ascontiguousarray(slots[:, floating]).view(np.float64)
-        out[:, ~floating] = slots[:, ~floating]
-        out[~self.columns.valid[:, places]] = np.nan
-        return out
+        return float32_of(self.columns.slots, self.columns.valid, places, floating)
 
     def float64(self, name: str) -> Float64:
         """Return float64[n] of a scalar feature, NaN for null or absent."""

@@ -3,16 +3,15 @@
 A value is a run of little-endian 8-byte words, so that every part is aligned and thousands of values are read at once
 with `numpy.frombuffer`::
 
-    word 0         magic and format version (4 bytes), number of features (4 bytes)
-    word 1         the view's fingerprint: names, order and types of its features
-    word 2         event_timestamp, epoch milliseconds (the row's as_of)
-    word 3         created_timestamp, epoch microseconds
+    word 0         format and the view's fingerprint: names, order and types of its features
+    word 1         event_timestamp, epoch milliseconds (the row's as_of)
+    word 2         created_timestamp, epoch microseconds
     1 bit each     which features are not null, in schema order, padded to a word
     1 word each    features in schema order: an int64, a float64, epoch milliseconds, or for a list its number of items
                    (of strings: the items in the low, their bytes in the high half)
     rest           the lists in schema order: 8 bytes an item; strings as 4-byte lengths, then UTF-8, padded to a word
 
-A value whose first two words are not those of the view belongs to another feature set or format; it is never decoded.
+A value whose first word is not that of the view belongs to another feature set or format; it is never decoded.
 """
 
 from __future__ import annotations
@@ -27,20 +26,25 @@ import numpy.typing as npt
 
 from graph_features.errors import SchemaMismatchError
 from graph_features.schema import DType, ViewSchema
+from graph_features.stores.heads import (
+    HEADER_WORDS,
+    WORD,
+    Bool,
+    Heads,
+    Int64,
+    bitmap_words,
+    build_heads,
+    first_word,
+    over_all,
+    read_heads,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
-
-MAGIC = b"RFP1"
-HEADER_BYTES = 32
+MAGIC = b"RF-own-2"
 NO_CREATED = np.iinfo(np.int64).min
 """created_timestamp of rows that have none: older than every other."""
-
-_WORD = 8
-_HEADER_WORDS = HEADER_BYTES // _WORD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +75,14 @@ class Columns:
     lists: dict[str, Ragged]
 
 
-def header_words(view: ViewSchema) -> tuple[int, int]:
-    """The first two words of every value of `view`, as signed integers."""
-    first = MAGIC + len(view.features).to_bytes(4, "little")
-    return int.from_bytes(first, "little", signed=True), _signed(view.fingerprint)
-
-
-def _signed(word: int) -> int:
-    return word - 2**64 if word >= 2**63 else word
-
-
-def _bitmap_words(view: ViewSchema) -> int:
-    return -(-len(view.features) // 64)
+def header_word(view: ViewSchema) -> int:
+    """The first word of every value of `view`, as a signed integer."""
+    return first_word(MAGIC, view.fingerprint)
 
 
 def fixed_words(view: ViewSchema) -> int:
     """Words of a value before its lists."""
-    return _HEADER_WORDS + _bitmap_words(view) + len(view.features)
+    return HEADER_WORDS + bitmap_words(len(view.features)) + len(view.features)
 
 
 # ---------------------------------------------------------------- Arrow to columns
@@ -169,7 +164,7 @@ def pack(view: ViewSchema, columns: Columns) -> list[bytes]:
     head = _heads(view, columns)
     payloads = [_payload(item.dtype, columns.lists[item.name]) for item in view.features if item.dtype.is_list]
     if not payloads:
-        return _split(head.tobytes(), np.arange(len(head) + 1) * head.shape[1] * _WORD)
+        return _split(head.tobytes(), np.arange(len(head) + 1) * head.shape[1] * WORD)
     lengths = head.shape[1] + sum((np.diff(offsets) for offsets, _ in payloads), np.zeros(len(head), np.int64))
     starts = _offsets(lengths)
     out = np.empty(starts[-1], np.int64)
@@ -179,7 +174,7 @@ def pack(view: ViewSchema, columns: Columns) -> list[bytes]:
     for offsets, words in payloads:
         out[_spread(at, offsets)] = words
         at = at + np.diff(offsets)
-    return _split(out.tobytes(), starts * _WORD)
+    return _split(out.tobytes(), starts * WORD)
 
 
 def encode(view: ViewSchema, table: pa.Table) -> list[bytes]:
@@ -188,20 +183,11 @@ def encode(view: ViewSchema, table: pa.Table) -> list[bytes]:
 
 
 def _heads(view: ViewSchema, columns: Columns) -> Int64:
-    n, bitmap = len(columns.as_of_ms), _bitmap_words(view)
-    head = np.zeros((n, fixed_words(view)), np.int64)
-    head[:, 0], head[:, 1] = header_words(view)
-    head[:, 2] = columns.as_of_ms
-    head[:, 3] = columns.created_us
-    bits = np.zeros((n, bitmap * _WORD), np.uint8)
-    packed = np.packbits(columns.valid, axis=1, bitorder="little")
-    bits[:, : packed.shape[1]] = packed
-    head[:, _HEADER_WORDS : _HEADER_WORDS + bitmap] = bits.view(np.int64)
-    head[:, _HEADER_WORDS + bitmap :] = np.where(columns.valid, columns.slots, 0)
+    slots = np.where(columns.valid, columns.slots, 0)
     for position, feature in enumerate(view.features):
         if feature.dtype.is_list:
-            head[:, _HEADER_WORDS + bitmap + position] = _list_slot(feature.dtype, columns.lists[feature.name])
-    return head
+            slots[:, position] = _list_slot(feature.dtype, columns.lists[feature.name])
+    return build_heads(header_word(view), columns.as_of_ms, columns.created_us, columns.valid, slots)
 
 
 def _list_slot(dtype: DType, ragged: Ragged) -> Int64:
@@ -221,8 +207,8 @@ def _payload(dtype: DType, ragged: Ragged) -> tuple[Int64, Int64]:
     rows = []
     for start, end in itertools.pairwise(ragged.offsets.tolist()):
         row = sizes[start:end].tobytes() + b"".join(items[start:end])
-        rows.append(row + bytes(-len(row) % _WORD))
-    offsets = _offsets(np.array([len(row) // _WORD for row in rows], np.int64))
+        rows.append(row + bytes(-len(row) % WORD))
+    offsets = _offsets(np.array([len(row) // WORD for row in rows], np.int64))
     return offsets, np.frombuffer(b"".join(rows), np.int64)
 
 
@@ -250,27 +236,16 @@ def unpack(view: ViewSchema, values: Sequence[bytes | None]) -> tuple[Columns, B
 
     Rows of the last kind, and None, have zeros, no valid feature and empty lists.
     """
-    fixed = fixed_words(view)
-    words = np.fromiter((0 if value is None else len(value) for value in values), np.int64, len(values)) // _WORD
-    whole = np.fromiter((value is not None and len(value) % _WORD == 0 for value in values), np.bool_, len(values))
-    kept = np.flatnonzero(whole & (words >= fixed))
-    buffer = np.frombuffer(b"".join([values[row] or b"" for row in kept.tolist()]), np.int64)
-    starts = np.cumsum(words[kept]) - words[kept]
-    head = buffer[starts[:, None] + np.arange(fixed)]
-    first, second = header_words(view)
-    good = (head[:, 0] == first) & (head[:, 1] == second)
-    good &= _expected_words(view, head) == words[kept]
-    kept, starts, head = kept[good], starts[good], head[good]
+    heads = read_heads(header_word(view), len(view.features), values)
+    whole = _expected_words(view, heads.slots) == heads.words
     present = np.zeros(len(values), np.bool_)
-    present[kept] = True
-    given = np.fromiter((value is not None for value in values), np.bool_, len(values))
-    return _columns(view, kept, buffer, starts, head, len(values)), present, given & ~present
+    present[heads.rows[whole]] = True
+    return _columns(view, heads, whole, len(values)), present, heads.given & ~present
 
 
-def _expected_words(view: ViewSchema, head: Int64) -> Int64:
+def _expected_words(view: ViewSchema, slots: Int64) -> Int64:
     """How long each value must be, judged by its list lengths."""
-    slots = head[:, _HEADER_WORDS + _bitmap_words(view) :]
-    total = np.full(len(head), fixed_words(view), np.int64)
+    total = np.full(len(slots), fixed_words(view), np.int64)
     for position, feature in enumerate(view.features):
         if feature.dtype.is_list:
             total += _list_words(feature.dtype, slots[:, position])
@@ -281,26 +256,26 @@ def _list_words(dtype: DType, slot: Int64) -> Int64:
     if dtype is not DType.STRING_LIST:
         # A corrupt count must not wrap around to a plausible length.
         return np.clip(slot, -1, 2**32)
-    return -(-(4 * (slot & 0xFFFFFFFF) + ((slot >> 32) & 0xFFFFFFFF)) // _WORD)
+    return -(-(4 * (slot & 0xFFFFFFFF) + ((slot >> 32) & 0xFFFFFFFF)) // WORD)
 
 
-def _columns(view: ViewSchema, rows: Int64, buffer: Int64, starts: Int64, head: Int64, n: int) -> Columns:
-    bitmap, features = _bitmap_words(view), len(view.features)
-    valid = np.zeros((n, features), np.bool_)
-    slots = np.zeros((n, features), np.int64)
-    as_of_ms, created_us = np.zeros(n, np.int64), np.full(n, NO_CREATED, np.int64)
-    bits = np.ascontiguousarray(head[:, _HEADER_WORDS : _HEADER_WORDS + bitmap]).view(np.uint8)
-    valid[rows] = np.unpackbits(bits, axis=1, count=features, bitorder="little").astype(np.bool_)
-    slots[rows] = head[:, _HEADER_WORDS + bitmap :]
-    as_of_ms[rows], created_us[rows] = head[:, 2], head[:, 3]
-    lists, at = {}, starts + fixed_words(view)
+def _columns(view: ViewSchema, heads: Heads, whole: Bool, n: int) -> Columns:
+    rows = heads.rows[whole]
+    slots = over_all(n, rows, heads.slots[whole])
+    lists, at = {}, heads.starts[whole] + fixed_words(view)
     for position, feature in enumerate(view.features):
         if feature.dtype.is_list:
-            slot = slots[:, position]
-            lists[feature.name] = _unpack_list(feature.dtype, slot, buffer, at, rows)
+            slot = slots[:, position].copy()
+            lists[feature.name] = _unpack_list(feature.dtype, slot, heads.buffer, at, rows)
             at = at + _list_words(feature.dtype, slot[rows])
             slots[:, position] = 0
-    return Columns(as_of_ms=as_of_ms, created_us=created_us, slots=slots, valid=valid, lists=lists)
+    return Columns(
+        as_of_ms=over_all(n, rows, heads.event[whole]),
+        created_us=over_all(n, rows, heads.created[whole], NO_CREATED),
+        slots=slots,
+        valid=over_all(n, rows, heads.valid[whole]),
+        lists=lists,
+    )
 
 
 def _unpack_list(dtype: DType, slot: Int64, buffer: Int64, at: Int64, rows: Int64) -> Ragged:
@@ -316,7 +291,7 @@ def _unpack_list(dtype: DType, slot: Int64, buffer: Int64, at: Int64, rows: Int6
     within = start[:-1] - np.repeat(start[present[:-1]], counts[rows])
     # Clipped to the row's own text, so that a damaged length reaches no other row.
     limit = np.repeat(slot[rows] >> 32, counts[rows])
-    text = np.repeat(at * _WORD + 4 * counts[rows], counts[rows])
+    text = np.repeat(at * WORD + 4 * counts[rows], counts[rows])
     first, last = text + np.minimum(within, limit), text + np.minimum(within + sizes, limit)
     return Ragged(offsets=offsets, values=_strings(buffer, first, last))
 

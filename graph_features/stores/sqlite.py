@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import sqlite3
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graph_features.errors import StoreUnavailableError
+from graph_features.errors import SettingsError, StoreUnavailableError
 from graph_features.schema import EntityKey, ViewSchema
 from graph_features.sources.sql import load_queries
-from graph_features.stores.codec import from_table, pack
-from graph_features.stores.keys import decode_key, encode_key, row_keys, row_prefix
+from graph_features.stores.codec import encode
+from graph_features.stores.keys import decode_key, encode_key, pending_name, row_keys, row_prefix, rows_prefix
 from graph_features.stores.local import PerThread
+from graph_features.stores.storing import PLAIN, Storing, slices
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 BUSY_TIMEOUT_S = 30.0
 ROWS_PER_TRANSACTION = 20_000
 MAPPED_BYTES = 2**30
+VERSION_AT = 8
+_VERSION = struct.Struct("<qq")
+"""Event and created timestamp in the header of a packed value."""
 KEYS_PER_QUERY = 500
 """Under the smallest limit on parameters that SQLite was ever built with."""
 
@@ -67,25 +73,42 @@ class SqliteOnlineStore:
         """Always the same: what was committed survives the process."""
         return ""
 
-    def write(self, view: ViewSchema, table: pa.Table) -> int:
-        columns = from_table(view, view.check(table))
-        values = pack(view, columns)
-        parts = [table[key].to_pylist() for key in view.keys]
-        keys = row_keys(self._project, view.name, list(zip(*parts, strict=True)))
-        rows = list(zip(keys, columns.as_of_ms.tolist(), columns.created_us.tolist(), values, strict=True))
+    @property
+    def project(self) -> str:
+        return self._project
+
+    def put(self, names: Sequence[bytes], values: Sequence[bytes], storing: Storing = PLAIN) -> int:
+        """See ValueStore; rows never expire here, so that a time limit is refused."""
+        if storing.after_ms is not None or storing.at_ms is not None:
+            raise SettingsError("rows in SQLite do not expire: expected no time to live for them; remove that setting")
+        statement = _sql("write" if storing.compare else "overwrite")
         stored = 0
-        for start in range(0, len(rows), ROWS_PER_TRANSACTION):
+        for part in slices(len(names), ROWS_PER_TRANSACTION):
+            versions = (_VERSION.unpack_from(value, VERSION_AT) for value in values[part])
+            rows = [
+                (name, *version, value)
+                for name, version, value in zip(names[part], versions, values[part], strict=True)
+            ]
             with self._transaction() as connection:
                 before = connection.total_changes
-                connection.executemany(_sql("write"), rows[start : start + ROWS_PER_TRANSACTION])
+                connection.executemany(statement, rows)
                 stored += connection.total_changes - before
         return stored
 
+    def get(self, names: Sequence[bytes]) -> list[bytes | None]:
+        with self._connection() as connection:
+            found = _select(connection, "read", names)
+        return [found.get(name) for name in names]
+
+    def write(self, view: ViewSchema, table: pa.Table) -> int:
+        values = encode(view, table)
+        parts = [table[key].to_pylist() for key in view.keys]
+        return self.put(row_keys(self._project, view.name, list(zip(*parts, strict=True))), values)
+
     def read(self, requests: Sequence[tuple[ViewSchema, Sequence[EntityKey]]]) -> list[list[bytes | None]]:
         names = [row_keys(self._project, view.name, wanted) for view, wanted in requests]
-        with self._connection() as connection:
-            found = _select(connection, "read", [name for group in names for name in group])
-        return [[found.get(name) for name in group] for group in names]
+        values = iter(self.get([name for group in names for name in group]))
+        return [list(itertools.islice(values, len(group))) for group in names]
 
     def read_with_pending(
         self, requests: Sequence[tuple[ViewSchema, Sequence[EntityKey]]], keys: Sequence[EntityKey]
@@ -131,21 +154,23 @@ class SqliteOnlineStore:
             connection.executemany(_sql("delete_row"), [(name,) for name in names])
 
     def delete_view(self, view: ViewSchema) -> None:
+        self.delete_rows(view.name)
+
+    def delete_rows(self, view_name: str) -> None:
         with self._transaction() as connection:
-            connection.execute(_sql("delete_rows"), _range(row_prefix(self._project, view.name)))
+            connection.execute(_sql("delete_rows"), _range(row_prefix(self._project, view_name)))
 
     def teardown(self) -> None:
-        project = _range(f"{self._project}:".encode())
         with self._transaction() as connection:
-            connection.execute(_sql("delete_rows"), project)
-            connection.execute(_sql("delete_marks"), project)
+            connection.execute(_sql("delete_rows"), _range(rows_prefix(self._project)))
+            connection.execute(_sql("delete_marks"), _range(self._mark_prefix))
 
     def close(self) -> None:
         self._connections.close()
 
     @property
     def _mark_prefix(self) -> bytes:
-        return f"{self._project}:pending:".encode()
+        return f"{pending_name(self._project)}:".encode()
 
     def _mark(self, key: EntityKey) -> bytes:
         return self._mark_prefix + encode_key(key)

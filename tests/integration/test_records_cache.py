@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sqlite3
@@ -13,6 +14,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from graph_features.clock import MAX_EVENT_MS
 from graph_features.contracts import LABEL_SCHEMA, STATUS_SCHEMA, TRANSACTION_SCHEMA
 from graph_features.settings import PostgresSettings
 from graph_features.sources.base import Records
@@ -55,9 +57,16 @@ class Place:
             server.execute(statement)
 
     def same(self, **bounds: int) -> None:
-        wanted, found = self.plain.read_all(**bounds), self.cached.read_all(**bounds)
-        assert tables(found) == tables(wanted)
-        assert found.max_seq == wanted.max_seq
+        agree(self.plain.read_all(**bounds), self.cached.read_all(**bounds))
+
+    def same_of(self, *accounts: str, before_ms: int = MAX_EVENT_MS, reader: Store | None = None) -> None:
+        wanted = self.plain.read_accounts(accounts, before_ms=before_ms)
+        agree(wanted, (reader or self.cached).read_accounts(accounts, before_ms=before_ms))
+
+
+def agree(wanted: Records, found: Records) -> None:
+    assert tables(found) == tables(wanted)
+    assert found.max_seq == wanted.max_seq
 
 
 def tables(records: Records) -> list[pa.Table]:
@@ -114,7 +123,7 @@ def test_what_is_kept_is_not_read_again(place: Place, write: Callable[[Store, ra
     """Rows that the store has lost since, all but the newest, still come from the cache."""
     write(place.plain, range(10))
     everything = place.cached.read_all()
-    place.execute("DELETE FROM transactions")
+    place.execute("DELETE FROM transactions WHERE transaction_id <> 't9'")
     write(place.plain, range(100, 102))
     found = place.cached.read_all()
     assert found.transactions["transaction_id"].to_pylist() == [f"t{n}" for n in (*range(10), 100, 101)]
@@ -187,3 +196,89 @@ def test_readers_and_a_writer_at_once(place: Place, write: Callable[[Store, rang
         reader.join()
     assert problems == []
     place.same()
+
+
+def test_histories_are_those_of_the_store(place: Place, write: Callable[[Store, range], None]) -> None:
+    """Through any number of writes, of other readers and of ids in any order, accounts have what the store has."""
+    place.same_of("b")
+    chance = random.Random(3)
+    first, second = 0, place.open(place.cache)
+    for _ in range(25):
+        last = first + chance.randint(1, 30)
+        write(place.plain, range(first, last))
+        first = last
+        if chance.random() < 0.2:
+            place.same()
+        place.same_of("nobody", "a1", "a0", reader=chance.choice([place.cached, second]))
+        place.same_of("b", before_ms=START + chance.randint(0, 10 * last))
+        place.same_of("a2", "b", before_ms=START + 5, reader=second)
+        place.same_of()
+    second.close()
+
+
+def test_a_tail_that_grows_becomes_a_part(place: Place, write: Callable[[Store, range], None]) -> None:
+    """What is read again and again goes to the disk, where the next process finds it; the answers stay the same."""
+    write(place.plain, range(1_500))
+    place.same_of("a0")
+    assert not list(place.cache.glob("*.arrow")), "a short tail stays in memory"
+    for first in range(1_500, 5_500, 1_000):
+        write(place.plain, range(first, first + 1_000))
+        place.same_of("a1", "b")
+    assert len(list(place.cache.glob("*.accounts.arrow"))) == 1
+    other = place.open(place.cache)
+    place.same_of("a0", "b", reader=other)
+    other.close()
+    place.same()
+
+
+def test_a_reader_far_behind_catches_up_in_pieces(place: Place, write: Callable[[Store, range], None]) -> None:
+    """Without a cache, answers come from the store while the parts grow, a piece at each call."""
+    write(place.plain, range(40_000))
+    ends = []
+    for _ in range(4):
+        place.same_of("a1")
+        (manifest,) = place.cache.glob("manifest.json")
+        ends.append(json.loads(manifest.read_text())["parts"][-1]["up_to_seq"])
+    assert ends == [50_000, 100_000, 120_000, 120_000]
+    place.same_of("b")
+
+
+def test_who_waits_has_everything_at_hand(place: Place, write: Callable[[Store, range], None]) -> None:
+    """A reader far behind that may wait gets the whole index at the first call."""
+    write(place.plain, range(20_000))
+    store = place.open(place.cache)
+    assert store.snapshot() is None
+    snapshot = store.snapshot(wait=True)
+    assert snapshot is not None
+    assert snapshot.max_seq == place.plain.max_seq() == 60_000
+    store.close()
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_histories_of_a_store_set_back_are_read_anew(
+    place: Place, write: Callable[[Store, range], None], joined: bool
+) -> None:
+    """A tail, or parts, that the store no longer agrees with are dropped."""
+    write(place.plain, range(10))
+    if joined:
+        place.same()
+    place.same_of("a0", "b")
+    for table in ("transactions", "statuses", "labels"):
+        place.execute(f"DELETE FROM {table} WHERE seq > 3")
+    place.execute("UPDATE ingest_sequence SET last_seq = 3")
+    write(place.plain, range(50, 80))
+    for _ in range(3):
+        place.same_of("a0", "b")
+    place.same()
+
+
+def test_histories_outlive_their_files(place: Place, write: Callable[[Store, range], None]) -> None:
+    """A cache folder may be removed at any time, also while a process reads through it."""
+    write(place.plain, range(10))
+    place.same()
+    place.same_of("b")
+    shutil.rmtree(place.cache)
+    for first in (10, 20, 30):
+        place.same_of("b", "a1")
+        write(place.plain, range(first, first + 10))
+        place.same_of("b", "a2")

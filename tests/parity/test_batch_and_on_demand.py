@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -110,9 +111,10 @@ def test_a_few_accounts_read_alone_have_the_rows_of_the_batch(data: Any, stories
     assert store.reads <= 2
 
 
-@pytest.fixture(scope="module")
-def sqlite_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteRecords]:
-    store = SqliteRecords(tmp_path_factory.mktemp("records") / "records.sqlite")
+@pytest.fixture(scope="module", params=["asked", "indexed"])
+def sqlite_records(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteRecords]:
+    folder = tmp_path_factory.mktemp("records")
+    store = SqliteRecords(folder / "records.sqlite", cache=folder / "cache" if request.param == "indexed" else None)
     store.create_schema()
     yield store
     store.close()
@@ -121,18 +123,23 @@ def sqlite_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteR
 @examples
 @given(data=st.data())
 def test_the_drivers_agree_through_sqlite(data: Any, stories: Any, sqlite_records: SqliteRecords) -> None:
-    """The same through SQLite, which holds the histories of every example before this one too."""
+    """The same through SQLite, which holds the histories of every example before this one too; asked, or by index."""
     history, keys, before_ms = draw_case(data, stories)
     write(sqlite_records, history)
+    if data.draw(st.booleans()):
+        sqlite_records.read_all()  # what was written so far is in parts of the cache, if there is one
     check(sqlite_records, history, keys, before_ms)
 
 
 @pytest.mark.services
-def test_the_drivers_agree_through_postgres(stories: Any, postgres_settings: PostgresSettings) -> None:
+@pytest.mark.parametrize("indexed", [False, True])
+def test_the_drivers_agree_through_postgres(
+    stories: Any, postgres_settings: PostgresSettings, tmp_path: Path, indexed: bool
+) -> None:
     """The same through PostgreSQL."""
     from graph_features.sources.postgres import PostgresRecords
 
-    store = PostgresRecords(postgres_settings)
+    store = PostgresRecords(postgres_settings, cache=tmp_path if indexed else None)
     store.create_schema()
 
     @examples

@@ -16,6 +16,8 @@ from graph_features.clock import DAY_MS, HOUR_MS
 from graph_features.contracts import STORED_LABEL_SCHEMA, STORED_STATUS_SCHEMA, STORED_TRANSACTION_SCHEMA
 from graph_features.edges import EdgeTable
 from graph_features.sources.base import Records
+from graph_features.sources.cache import WITH_PAYMENT, OpenPart
+from graph_features.sources.snapshot import Snapshot
 
 START_MS = 1_650_000_000_000
 SPAN_MS = 45 * DAY_MS
@@ -144,6 +146,7 @@ class MemoryRecords:
 
     history: History
     reads: int = 0
+    indexed: bool = False
 
     def barrier(self) -> None:
         return
@@ -157,6 +160,16 @@ class MemoryRecords:
         # Numbers are given once: what is left out keeps its own.
         return _only(self.history.records(), [payment.id for payment in found.payments], before_ms or 2**62)
 
+    def snapshot(self, *, wait: bool = False) -> Snapshot | None:
+        """What an indexed store has at hand, in one part or two."""
+        if not self.indexed:
+            return None
+        self.reads += 1
+        records = self.history.records()
+        middle = records.max_seq * 2 // 3
+        parts = [_part(records, after, up_to) for after, up_to in ((0, middle), (middle, records.max_seq))]
+        return Snapshot(parts=parts, max_seq=records.max_seq)
+
     def read_accounts(self, account_ids: list[str], *, before_ms: int) -> Records:
         self.reads += 1
         wanted = set(account_ids)
@@ -166,6 +179,23 @@ class MemoryRecords:
             if payment.ts_ms < before_ms and wanted & {payment.sender, payment.receiver}
         ]
         return _only(self.history.records(), ids, before_ms)
+
+
+def _part(records: Records, after_seq: int, up_to_seq: int) -> OpenPart:
+    payments = {row["transaction_id"]: row for row in records.transactions.to_pylist()}
+    names = [name for name in WITH_PAYMENT["labels"].names if name in STORED_TRANSACTION_SCHEMA.names]
+    tables = {}
+    for kind, schema in WITH_PAYMENT.items():
+        rows = getattr(records, kind).to_pylist()
+        if kind != "transactions":
+            rows = [
+                {**{name: payments[row["transaction_id"]][name] for name in names}, **row}
+                | {"of_seq": payments[row["transaction_id"]]["seq"]}
+                for row in rows
+            ]
+        kept = sorted((row for row in rows if after_seq < row["seq"] <= up_to_seq), key=lambda row: row["seq"])
+        tables[kind] = pa.Table.from_pylist(kept, schema)
+    return OpenPart.of(tables)
 
 
 def _only(records: Records, ids: Iterable[str], before_ms: int) -> Records:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from graph_features.errors import SchemaMismatchError, UnknownFeatureError
 from graph_features.schema import DType
 from graph_features.stores.blocks import RowBlock
-from graph_features.stores.codec import HEADER_BYTES, encode
+from graph_features.stores.codec import encode
+from graph_features.stores.heads import HEADER_BYTES
 from graph_features.stores.keys import decode_key, encode_key
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
