@@ -112,7 +112,7 @@ class World:
         """The slice views' online rows of every account, without their created_timestamp."""
         keys = [(f"a{number:05d}",) for number in range(self.accounts)]
         rows = self.online.read([(view, keys) for view in catalog().slice_views()])
-        bare = [[value and value[:24] + value[32:] for value in group] for group in rows]
+        bare = [[value and value[:16] + value[24:] for value in group] for group in rows]
         return dict(zip([view.name for view in catalog().slice_views()], bare, strict=True))
 
     def forget(self) -> None:

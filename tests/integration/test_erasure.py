@@ -179,7 +179,7 @@ def _as_if_it_never_was(stores: RealStores, others: list[str]) -> None:
                 newest[row["account_id"]] = row["event_timestamp"]
         (packed,) = stores.online.read([(view, [(name,) for name in others])])
         as_of = {
-            name: int.from_bytes(value[16:24], "little") for name, value in zip(others, packed, strict=True) if value
+            name: int.from_bytes(value[8:16], "little") for name, value in zip(others, packed, strict=True) if value
         }
         assert as_of == {name: to_ms(moment) for name, moment in newest.items()}, view.name
 
