@@ -1,23 +1,27 @@
 """Feast's offline store on PostgreSQL without the cliff, and able to write.
 
 Entity rows go in by binary COPY and are analysed; each view is joined by one index probe per entity row (a LATERAL
-join with LIMIT 1); answers come out by COPY into Arrow columns. A source without a fitting index is copied, as far as
-the request needs it, into a temporary table that has one.
+join with LIMIT 1), several views at once over connections of their own; answers come out by binary COPY into Arrow
+columns, a chunk of entity rows at a time. A source without a fitting index is copied, as far as the request needs it,
+into a temporary table that has one.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 from feast.data_source import DataSource
-from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
-from feast.infra.offline_stores import offline_utils
+from feast.errors import SavedDatasetLocationAlreadyExists
+from feast.feature_logging import LoggingConfig, LoggingSource
+from feast.feature_view import FeatureView
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres import (
     PostgreSQLOfflineStore,
     PostgreSQLOfflineStoreConfig,
@@ -27,21 +31,25 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
     PostgreSQLSource,
     SavedDatasetPostgreSQLStorage,
 )
+from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
-from feast.infra.utils.postgres.connection_utils import _get_conn
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
 from psycopg import sql
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from feature_repo.stores.asof import ColumnarRetrievalJob, check_columns, requested_views
-from feature_repo.stores.pgcsv import fetch
-from feature_repo.stores.pgjoin import Cursor, copy_rows, join, upload
+from feature_repo.stores.asof import check_columns, requested_views
+from feature_repo.stores.pgjob import StreamedRetrievalJob
+from feature_repo.stores.pglogging import PostgreSQLLoggingDestination, write_logs
+from feature_repo.stores.pgpull import Pull, file_chunks
+from feature_repo.stores.pgread import fetch
+from feature_repo.stores.pgretrieve import Retrieval, described, transaction
+from feature_repo.stores.pgwrite import append_rows, write_tables
 from feature_repo.stores.source import ViewSource
+from graph_features.errors import SchemaMismatchError
 from graph_features.settings import PostgresSettings, load
-from graph_features.stores.pgcopy import postgres_type
 from graph_features.stores.postgres import PostgresOfflineStore
 
 
@@ -49,11 +57,14 @@ class RingfencePostgreSQLOfflineStoreConfig(PostgreSQLOfflineStoreConfig):
     """Feast's own settings; what is not given comes from RINGFENCE_POSTGRES_*.
 
     `row_timestamps` adds the event and created timestamp of each joined row to the answer: see `requested_views`.
+    Up to `connections` join views at once; `rows_per_chunk` entity rows are joined at a time, and are held in memory.
     """
 
     # Feast pins its own name here, and finds a plugin by its dotted path.
     type: str = "feature_repo.stores.postgres.RingfencePostgreSQLOfflineStore"  # type: ignore[assignment]
     row_timestamps: bool = False
+    connections: int = Field(default=4, ge=1)
+    rows_per_chunk: int = Field(default=50_000, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -71,7 +82,7 @@ class RingfencePostgreSQLOfflineStoreConfig(PostgreSQLOfflineStoreConfig):
 
 
 class RingfencePostgreSQLOfflineStore(PostgreSQLOfflineStore):
-    """Point-in-time joins, latest and all rows, and writes."""
+    """Point-in-time joins, latest and all rows, writes of rows and of feature logs."""
 
     @staticmethod
     def get_historical_features(
@@ -86,43 +97,48 @@ class RingfencePostgreSQLOfflineStore(PostgreSQLOfflineStore):
         **kwargs: Any,
     ) -> RetrievalJob:
         """Join each entity row (a data frame, or the rows of a SQL query) with the newest row of every view."""
-        if entity_df is None:
-            # Everything within a period: Feast's own query, read in columns.
-            views_of_tables = [_as_table(view) for view in feature_views]
-            stock = PostgreSQLOfflineStore.get_historical_features(
-                config, views_of_tables, feature_refs, None, registry, project, full_feature_names, **kwargs
-            )
-            return _in_columns(config, stock)
-        views = requested_views(
+        views_of_tables = [_as_table(view) for view in feature_views]
+        as_stock = partial(
+            PostgreSQLOfflineStore.get_historical_features,
+            config,
+            views_of_tables,
             feature_refs,
-            feature_views,
+            entity_df,
             registry,
             project,
-            full_feature_names=full_feature_names,
-            row_timestamps=config.offline_store.row_timestamps,
+            full_feature_names,
+            filter_by_created_timestamp,
+            **kwargs,
         )
-        columns, timestamp, period = _described(config, entity_df)
-        check_columns(columns, views, timestamp)
-
-        def run() -> pa.Table:
-            with _cursor(config) as cursor:
-                answer = upload(cursor, entity_df, views, timestamp)
-                for view in views:
-                    for name, values in join(cursor, view, answer.num_rows, timestamp, filter_by_created_timestamp):
-                        answer = answer.append_column(name, values)
-                return answer
-
-        return ColumnarRetrievalJob(
-            run,
+        if entity_df is None:
+            # Everything within a period: Feast's own query, read in columns.
+            return _in_columns(config, as_stock())
+        settings = config.offline_store
+        names = {"full_feature_names": full_feature_names, "row_timestamps": settings.row_timestamps}
+        views = requested_views(feature_refs, feature_views, registry, project, **names)
+        entities = described(settings, entity_df)
+        check_columns(entities.columns, views, entities.timestamp)
+        retrieval = Retrieval(
+            offline_store=settings,
+            entities=entities,
+            views=views,
+            only_known=filter_by_created_timestamp,
+            connections=settings.connections,
+            rows_per_chunk=settings.rows_per_chunk,
+        )
+        return StreamedRetrievalJob(
+            retrieval.chunks,
             full_feature_names=full_feature_names,
             on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
             metadata=RetrievalMetadata(
                 features=feature_refs,
-                keys=[name for name in columns if name != timestamp],
-                min_event_timestamp=period[0],
-                max_event_timestamp=period[1],
+                keys=[name for name in entities.columns if name != entities.timestamp],
+                min_event_timestamp=entities.first,
+                max_event_timestamp=entities.last,
             ),
-            persist=lambda table, storage, overwrite: _persist(config, table, storage, overwrite),
+            persist_as_table=partial(_persist, config),
+            query=lambda: str(as_stock().to_sql()),
+            base=config.repo_path,
         )
 
     @staticmethod
@@ -137,9 +153,17 @@ class RingfencePostgreSQLOfflineStore(PostgreSQLOfflineStore):
         end_date: datetime,
     ) -> RetrievalJob:
         """Newest row per entity within the period."""
-        times = (timestamp_field, created_timestamp_column)
-        period = (start_date, end_date)
-        return _pull(config, data_source, join_key_columns, feature_name_columns, times, period, latest=True)
+        pull = Pull(
+            source=data_source,
+            keys=join_key_columns,
+            features=feature_name_columns,
+            timestamp=timestamp_field,
+            created=created_timestamp_column,
+            start=start_date,
+            end=end_date,
+            latest=True,
+        )
+        return _pulled(config, pull)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -153,9 +177,17 @@ class RingfencePostgreSQLOfflineStore(PostgreSQLOfflineStore):
         end_date: datetime | None = None,
     ) -> RetrievalJob:
         """Every version of every row within the period."""
-        times = (timestamp_field, created_timestamp_column)
-        period = (start_date, end_date)
-        return _pull(config, data_source, join_key_columns, feature_name_columns, times, period, latest=False)
+        pull = Pull(
+            source=data_source,
+            keys=join_key_columns,
+            features=feature_name_columns,
+            timestamp=timestamp_field,
+            created=created_timestamp_column,
+            start=start_date,
+            end=end_date,
+            latest=False,
+        )
+        return _pulled(config, pull)
 
     @staticmethod
     def offline_write_batch(
@@ -168,10 +200,27 @@ class RingfencePostgreSQLOfflineStore(PostgreSQLOfflineStore):
             with closing(offline_store(config)) as store:
                 store.write(source.view, table.select(schema.names).cast(schema, safe=False), part="pushed")
         else:
-            with _cursor(config) as cursor:
-                copy_rows(cursor, sql.SQL(source.get_table_query_string()), table)
+            with transaction(config.offline_store) as cursor:
+                append_rows(cursor, _table_of(source), table)
         if progress:
             progress(table.num_rows)
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,
+    ) -> None:
+        """Append logs to the table of a PostgreSQLLoggingDestination, which is made when it is missing."""
+        destination = logging_config.destination
+        if not isinstance(destination, PostgreSQLLoggingDestination):
+            raise ValueError(
+                f"logging destination: expected a PostgreSQLLoggingDestination, got {type(destination).__name__}"
+            )
+        with transaction(config.offline_store) as cursor:
+            write_logs(cursor, destination, source.get_schema(registry), data)
 
 
 def offline_store(config: RepoConfig) -> PostgresOfflineStore:
@@ -181,73 +230,27 @@ def offline_store(config: RepoConfig) -> PostgresOfflineStore:
     return PostgresOfflineStore(PostgresSettings(**{name: getattr(given, name) for name in names}))
 
 
-@contextmanager
-def _cursor(config: RepoConfig) -> Iterator[Cursor]:
-    """One transaction; temporary tables end with it."""
-    with _get_conn(config.offline_store) as connection, connection.cursor() as cursor:
-        yield cursor
-
-
-def _described(config: RepoConfig, entity_df: pd.DataFrame | str) -> tuple[list[str], str, tuple[datetime, datetime]]:
-    """Columns of the entity rows, the one with their time, and its range."""
-    if isinstance(entity_df, pd.DataFrame):
-        timestamp = offline_utils.infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
-        moments = pd.to_datetime(entity_df[timestamp], utc=True)
-        return list(entity_df.columns), timestamp, (moments.min().to_pydatetime(), moments.max().to_pydatetime())
-    query = sql.SQL(entity_df)
-    with _cursor(config) as cursor:
-        empty = fetch(cursor, sql.SQL("SELECT * FROM ({}) AS entities LIMIT 0").format(query)).to_pandas()
-        timestamp = offline_utils.infer_event_timestamp_from_entity_df(dict(empty.dtypes))
-        span = sql.SQL("SELECT min({0}), max({0}) FROM ({1}) AS entities").format(sql.Identifier(timestamp), query)
-        row = cursor.execute(span).fetchone()
-    assert row is not None
-    return list(empty.columns), timestamp, (row[0], row[1])
-
-
-def _pull(
-    config: RepoConfig,
-    source: Any,
-    keys: list[str],
-    features: list[str],
-    times: tuple[str, str | None],
-    period: tuple[datetime | None, datetime | None],
-    *,
-    latest: bool,
-) -> RetrievalJob:
-    stamps = [name for name in times if name]
-    wanted = list(dict.fromkeys([*keys, *features, *stamps]))
-    columns: sql.Composable = sql.SQL(", ").join(sql.SQL("v.{}").format(sql.Identifier(name)) for name in wanted)
-    if not features:
-        columns = sql.SQL("v.*")
-    if not keys:
-        columns = sql.SQL("{}, {} AS {}").format(
-            columns, sql.Literal(DUMMY_ENTITY_VAL), sql.Identifier(DUMMY_ENTITY_ID)
+def _table_of(source: Any) -> sql.SQL:
+    """The table behind a source; a query has none to write to."""
+    place: str = source.get_table_query_string()
+    if place.lstrip().startswith("("):
+        raise SchemaMismatchError(
+            f"source {source.name} is a query, which nothing can be written to; give it a table instead"
         )
-    where = [
-        sql.SQL("v.{} {} {}::timestamptz").format(sql.Identifier(times[0]), sql.SQL(sign), sql.Literal(moment))
-        for sign, moment in zip((">=", "<="), period, strict=True)
-        if moment is not None
-    ]
-    distinct: sql.Composable = sql.SQL("")
-    order: sql.Composable = sql.SQL("")
-    if latest:
-        entity: list[sql.Composable] = [*map(sql.Identifier, keys)] or [sql.SQL("true")]
-        newest = [sql.SQL("{} DESC").format(sql.Identifier(name)) for name in stamps]
-        distinct = sql.SQL("DISTINCT ON ({})").format(sql.SQL(", ").join(entity))
-        order = sql.SQL("ORDER BY {}").format(sql.SQL(", ").join([*entity, *newest]))
-    query = sql.SQL("SELECT {} {} FROM {} v WHERE {} {}").format(
-        distinct,
-        columns,
-        sql.SQL(source.get_table_query_string()),
-        sql.SQL(" AND ").join([sql.SQL("true"), *where]),
-        order,
+    return sql.SQL(place)
+
+
+def _pulled(config: RepoConfig, pull: Pull) -> RetrievalJob:
+    base = Path(config.repo_path or ".")
+    if isinstance(pull.source, FileSource):
+        # A saved dataset that was persisted to files.
+        return StreamedRetrievalJob(partial(file_chunks, pull.source, pull, base), base=base)
+    return StreamedRetrievalJob(
+        partial(pull.chunks, config.offline_store),
+        persist_as_table=partial(_persist, config),
+        query=lambda: pull.query().as_string(),
+        base=base,
     )
-
-    def run() -> pa.Table:
-        with _cursor(config) as cursor:
-            return fetch(cursor, query)
-
-    return ColumnarRetrievalJob(run)
 
 
 def _as_table(view: FeatureView) -> FeatureView:
@@ -269,28 +272,29 @@ def _in_columns(config: RepoConfig, stock: RetrievalJob) -> RetrievalJob:
     """Feast's own query, read without a Python object per value."""
     assert isinstance(stock, PostgreSQLRetrievalJob)
 
-    def run() -> pa.Table:
-        with stock._query_generator() as query, _cursor(config) as cursor:
-            return fetch(cursor, sql.SQL(query))
+    def run() -> Iterator[pa.Table]:
+        with stock._query_generator() as query, transaction(config.offline_store) as cursor:
+            yield fetch(cursor, sql.SQL(query))
 
-    return ColumnarRetrievalJob(
+    return StreamedRetrievalJob(
         run,
         full_feature_names=stock.full_feature_names,
         on_demand_feature_views=stock.on_demand_feature_views,
         metadata=stock.metadata,
+        persist_as_table=partial(_persist, config),
+        query=stock.to_sql,
+        base=config.repo_path,
     )
 
 
-def _persist(config: RepoConfig, table: pa.Table, storage: SavedDatasetStorage, overwrite: bool) -> None:
+def _persist(config: RepoConfig, tables: Iterator[pa.Table], storage: SavedDatasetStorage, overwrite: bool) -> None:
     """Write a retrieved data set into a table of its own."""
     assert isinstance(storage, SavedDatasetPostgreSQLStorage)
-    into = sql.SQL(storage.postgres_options._table)
-    definitions = sql.SQL(", ").join(
-        sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(postgres_type(field.type)))
-        for field in table.schema
-    )
-    with _cursor(config) as cursor:
-        if overwrite:
-            cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(into))
-        cursor.execute(sql.SQL("CREATE TABLE {} ({})").format(into, definitions))
-        copy_rows(cursor, into, table)
+    place: str = storage.postgres_options._table
+    into = sql.SQL(place)
+    with transaction(config.offline_store) as cursor:
+        (found,) = cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [place]).fetchone() or (False,)
+        if found and not overwrite:
+            raise SavedDatasetLocationAlreadyExists(location=place)
+        cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(into))
+        write_tables(cursor, into, tables, create=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graph_features.catalog import catalog
-from graph_features.drivers.batch import event_parts, event_rows, event_rows_by, part_rows
+from graph_features.drivers.batch import event_parts, event_rows, event_rows_by, gathered, part_rows
 from graph_features.edge_files import load_edges, save_edges
 from graph_features.edges import EdgeTable
 from graph_features.errors import FeatureComputationError
@@ -108,3 +109,16 @@ def test_a_failed_part_is_an_error_and_not_a_gap(stories: Any, tmp_path: Path) -
     with pytest.raises(FeatureComputationError, match="whale"):
         list(event_rows_by(InProcess(), view, edges, settings=SETTINGS, cache=tmp_path, **PERIOD))
     assert list(tmp_path.iterdir()) == []
+
+
+@given(sizes=st.lists(st.integers(1, 9), max_size=30), most_rows=st.integers(9, 20), most_bytes=st.integers(1, 200))
+def test_tables_are_gathered_by_rows_and_bytes(sizes: list[int], most_rows: int, most_bytes: int) -> None:
+    """Every row once and in order; none above the limits by more than its last part, none that could have held more."""
+    total = np.arange(sum(sizes))
+    parts = [pa.table({"number": part}) for part in np.split(total, np.cumsum(sizes)[:-1])] if sizes else []
+    tables = list(gathered(parts, most_rows=most_rows, most_bytes=most_bytes))
+    assert [number for table in tables for number in table["number"].to_pylist()] == total.tolist()
+    assert all(table.num_rows <= most_rows and table.nbytes < most_bytes + 9 * 8 for table in tables)
+    for table, following in pairwise(tables):
+        first = following["number"].chunk(0)
+        assert table.num_rows + len(first) > most_rows or table.nbytes >= most_bytes
