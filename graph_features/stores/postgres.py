@@ -75,8 +75,36 @@ class PostgresOfflineStore:
 
     def write(self, view: ViewSchema, table: pa.Table, *, part: str) -> int:  # noqa: ARG002 - versions replace themselves
         """Write rows all or none and return their number; `part` does not matter here, equal versions are replaced."""
-from graph_features.stores.pgcopy import copy_chunks, postgres_type
-from graph_features.stores.pgdelete import delete_before, delete_entities, named_rows
+        with self._transaction() as cursor:
+            return _write(cursor, view, table)
+
+    def write_all(self, view: ViewSchema, tables: Iterable[pa.Table], *, part: str, on_written: OnWritten) -> int:  # noqa: ARG002
+        """Write all tables in one transaction and call `on_written` in it, as its last statement."""
+        with self._transaction() as cursor:
+            rows = sum(_write(cursor, view, table) for table in tables)
+            on_written(Written(rows=rows, name=f"{SCHEMA}.{view.name}", connection=cursor.connection))
+        return rows
+
+    def count_entity(self, view: ViewSchema, entity_id: str) -> int:
+        with self._transaction() as cursor:
+            return named_rows(cursor, view, entity_id) if _columns(cursor, view.name) else 0
+
+    def delete_entities(self, view: ViewSchema, entity_ids: Sequence[str]) -> int:
+        with self._transaction() as cursor:
+            if not _columns(cursor, view.name):
+                return 0
+            deleted = delete_entities(cursor, view, entity_ids)
+        self._vacuum(view)  # what was deleted is to be gone from the files too
+        return deleted
+
+    def delete_before(self, view: ViewSchema, before_ms: int) -> int:
+        with self._transaction() as cursor:
+            return delete_before(cursor, view, before_ms) if _columns(cursor, view.name) else 0
+
+    def _vacuum(self, view: ViewSchema) -> None:
+        from psycopg import sql
+
+        self._connections.get().execute(sql.SQL("VACUUM {}").format(sql_table(view.name)))
 
     def close(self) -> None:
         self._connections.close()
