@@ -328,7 +328,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     stores.records.write_transactions(payments(2_000), stores.online.mark_pending)
     stores.close()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RINGFENCE_")}
-    command = [sys.executable, "-m", "infra.cli", "backfill", "--every", "1h", "--features", "account_topology",
+    command = [sys.executable, "-m", "infra.cli", "backfill", "--every", "6h", "--features", "account_topology",
                "--features", "account_proximity", "--workers", "2"]  # fmt: skip
     environment = {**inherited, "RINGFENCE_HOME": str(home)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -342,7 +342,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert ledger.get(job).state is JobState.CANCELLED
     counts = ledger.chunks.counts(job)
     assert counts[ChunkState.RUNNING] == 0
-    assert counts[ChunkState.PENDING] > 0, "it was over before it could be interrupted"
+    assert counts[ChunkState.PENDING] > 0, f"over before it could be interrupted: {counts}"
     assert not [chunk for chunk in ledger.chunks.list(job) if chunk.runner is not None]
     assert not list((home / "offline").rglob("*.tmp"))
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
