@@ -203,6 +203,8 @@ def _replace(path: Path, data: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         raise StoreUnavailableError(f"the offline store cannot write {path}: {error}; see to the disk") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _numbered(view: ViewSchema, tables: Iterable[pa.Table], order: int) -> Iterator[pa.Table]:
