@@ -328,7 +328,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     stores.records.write_transactions(payments(2_000), stores.online.mark_pending)
     stores.close()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RINGFENCE_")}
-    command = [sys.executable, "-m", "infra.cli", "backfill", "--every", "6h", "--features", "account_topology",
+    command = [sys.executable, "-m", "infra.cli", "backfill", "--every", "12h", "--features", "account_topology",
                "--features", "account_proximity", "--workers", "2"]  # fmt: skip
     environment = {**inherited, "RINGFENCE_HOME": str(home)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
