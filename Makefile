@@ -20,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME
 APART := env -u RINGFENCE_PROFILE -u RINGFENCE_RATES -u MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-stores services-up services-down lock clean
+.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-stores bench-jobs chaos-jobs chaos-schedule services-up services-down lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -63,10 +63,19 @@ format: install  ## Format the code
 docs: install    ## Write the pages that are made from code
 	$(BIN)/python -m infra.docgen
 
-bench: bench-features bench-stores   ## Benchmarks against named peers; results in bench/out
+bench: bench-features bench-stores bench-jobs   ## Benchmarks against named peers; results in bench/out
 
 bench-features: install   ## The feature engine
 	$(BIN)/python -m bench.features
+
+bench-jobs: install   ## A backfill through the ledger, against feast materialize
+	$(BIN)/python -m bench.jobs
+
+chaos-jobs: install   ## A backfill of 60 slices while 20 SIGKILLs hit workers, scheduler and servers (some minutes)
+	$(BIN)/python -m bench.chaos_jobs
+
+chaos-schedule: install  ## Two schedulers for five minutes, the leader killed every 30 seconds
+	$(BIN)/python -m bench.chaos_schedule
 
 bench-stores: install     ## The Feast stores
 	$(BIN)/python -m bench.stores

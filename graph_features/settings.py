@@ -154,6 +154,33 @@ class ServingSettings(BaseSettings):
     log_level: str = Field(default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
 
 
+class JobSettings(BaseSettings):
+    """How jobs stay alive and what happens when a store is away."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_JOBS_", frozen=True, extra="ignore")
+
+    heartbeat_s: float = Field(default=5.0, gt=0, description="A worker says that it lives this often.")
+    expiry_s: float = Field(default=30.0, gt=0, description="A worker not heard of for so long is dead.")
+    patience_s: float = Field(default=60.0, ge=0, description="Longest wait for a store that went away amid a job.")
+    max_attempts: int = Field(
+        default=5, ge=1, description="Tries of a chunk within one run while stores come and go; others get one."
+    )
+
+
+class RetentionSettings(BaseSettings):
+    """What the retention job keeps, in days; 0 keeps everything."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_RETENTION_", frozen=True, extra="ignore")
+
+    offline_days: int = Field(
+        default=730, ge=0, description="Offline rows; of each entity the last event row before that stays too."
+    )
+    ledger_days: int = Field(default=180, ge=0, description="Ended jobs with their chunks and ticks.")
+    registry_days: int = Field(default=90, ge=0, description="Materialization intervals in Feast's registry.")
+    mlflow_days: int = Field(default=365, ge=0, description="MLflow runs that no registered model came from.")
+    log_days: int = Field(default=30, ge=0, description="Log files of local servers below RINGFENCE_HOME.")
+
+
 class TrainingSettings(BaseSettings):
     """How models are trained and judged."""
 

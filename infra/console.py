@@ -19,9 +19,9 @@ Advance = Callable[[float, float | None, str], None]
 """advance(done, total or None, text)"""
 
 
-def say(text: str) -> None:
-    """Write a line to standard output."""
-    typer.echo(text)
+def say(text: str, *, err: bool = False) -> None:
+    """Write a line to standard output, or to standard error."""
+    typer.echo(text, err=err)
 
 
 def fail(text: str, code: int = 1) -> NoReturn:

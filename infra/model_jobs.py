@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from infra.wiring import Platform
 
 
+log = logging.getLogger(__name__)
+
+
 class TrainParameters(JobParameters):
     """Train on the newest period whose labels are known, tested on the time after it."""
 
@@ -23,15 +27,58 @@ class TrainParameters(JobParameters):
     promote: bool = Field(default=False, description="Promote the model when it holds every gate.")
 
 
+class EvaluateParameters(JobParameters):
+    """Score the newest period whose labels are known with the model in service, or another version."""
+
+    last: PositiveDuration = Field(default=timedelta(days=7), description="Length of the period.")
+    version: str | None = Field(default=None, description="A version; by default the one in service.")
+    least_average_precision: float = Field(default=0.0, ge=0, le=1, description="Below it the job fails.")
+
+
 def model_kinds(platform: Platform) -> dict[str, JobKind]:
-    """Return the kind `train`, working on the active profile."""
+    """Return the kinds `train` and `evaluate`, working on the active profile."""
     return {
+        "evaluate": JobKind(
+            run=lambda context: _evaluate(context, platform),
+            parameters=EvaluateParameters,
+            description="Measure the model in service on the newest matured period, and log its figures.",
+        ),
         "train": JobKind(
             run=lambda context: _train(context, platform),
             parameters=TrainParameters,
             description="Train on the newest matured period, register, and promote if asked and every gate holds.",
-        )
+        ),
     }
+
+
+def _evaluate(context: JobContext, platform: Platform) -> None:
+    from graph_features.settings import TrainingSettings, load
+    from training.assess import evaluate_model
+
+    parameters = context.parameters(EvaluateParameters)
+    settings = load(TrainingSettings)
+    test_to = context.due_at - timedelta(seconds=settings.label_maturity_s)
+
+    def advance(done: float, total: float | None, _text: str) -> None:
+        context.progress(int(done), None if total is None else int(total))
+        context.check()
+
+    found = evaluate_model(
+        platform.settings,
+        test_from=test_to - parameters.last,
+        test_to=test_to,
+        version=parameters.version,
+        settings=settings,
+        progress=advance,
+    )
+    figures = found.result.figures()
+    log.info("%s %s: %s", found.name, found.version, figures)
+    reached = figures.get("average_precision", 0.0)
+    if reached < parameters.least_average_precision:
+        raise ModelError(
+            f"version {found.version} reaches an average precision of {reached:.4f}, "
+            f"below {parameters.least_average_precision:.4f}"
+        )
 
 
 def _train(context: JobContext, platform: Platform) -> None:

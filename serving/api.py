@@ -257,9 +257,10 @@ class JobReply(Struct, frozen=True, kw_only=True):
 
 
 class JobsReply(Struct, frozen=True, kw_only=True):
-    """Jobs, newest first."""
+    """Jobs, newest first, and the state of the platform that they keep: null where it cannot be asked."""
 
     jobs: list[dict[str, Any]]
+    status: dict[str, Any] | None
     request_id: str
 
 

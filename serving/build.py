@@ -88,6 +88,7 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
             ledger=open_ledger(platform),
             kinds=feature_kinds(stores),
             open_pool=lambda: _pool(platform, settings, "jobs", 1),
+            stores=stores,
         ),
         metrics=metrics,
         close_stores=stores.close,

@@ -129,9 +129,28 @@ class DecisionLog:
 
     def purge(self, *, before_ms: int) -> int:
         """Delete decisions made before `before_ms`; return how many there were."""
+        return self._execute(sa.delete(self.table).where(self.table.c.scored_at_ms < before_ms)).rowcount
+
+    def count_account(self, account_id: str, *, devices: Sequence[str], cards: Sequence[str]) -> int:
+        """Decisions on payments of an account, or with one of these devices or cards."""
+        query = sa.select(sa.func.count()).select_from(self.table)
+        return int(self._execute(query.where(self._of(account_id, devices, cards))).scalar_one())
+
+    def erase_account(self, account_id: str, *, devices: Sequence[str], cards: Sequence[str]) -> int:
+        """Delete those decisions; return how many there were."""
+        return self._execute(sa.delete(self.table).where(self._of(account_id, devices, cards))).rowcount
+
+    def _of(self, account_id: str, devices: Sequence[str], cards: Sequence[str]) -> sa.ColumnElement[bool]:
+        inputs = self.table.c.inputs
+        wanted = {"sender_id": [account_id], "receiver_id": [account_id], "device_id": devices, "card_id": cards}
+        return sa.or_(*(inputs[name].as_string().in_(list(values)) for name, values in wanted.items()))
+
+    def _execute(self, statement: sa.Executable) -> sa.CursorResult[Any]:
         try:
             with self._engine.begin() as connection:
-                return connection.execute(sa.delete(self.table).where(self.table.c.scored_at_ms < before_ms)).rowcount
+                # Without a server that ever made a decision there is no table.
+                self._metadata.create_all(connection)
+                return connection.execute(statement)
         except sa.exc.SQLAlchemyError as error:
             raise _unavailable(error) from error
 

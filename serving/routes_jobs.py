@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 
-from graph_features.errors import InvalidInputError, UnknownJobError
+from graph_features.errors import ConflictError, InvalidInputError, JobError, UnknownJobError
+from graph_features.jobs.records import Job
 from serving import openapi
 from serving.api import JobKindsReply, JobReply, JobRequest, JobsReply
 from serving.parse import decode, read_body
@@ -18,6 +20,8 @@ from serving.replies import json_reply
 from serving.services import services_of
 
 router = APIRouter(tags=["jobs"])
+
+LISTED_CHUNKS = 100
 
 
 @router.post(
@@ -55,9 +59,17 @@ def _inside_parameters(error: InvalidInputError, asked: JobRequest) -> InvalidIn
 
 @router.get("/jobs", responses=openapi.responses(JobsReply, 400, 503), response_class=Response)
 async def jobs(request: Request, limit: Annotated[int, Query(ge=1, le=1_000)] = 100) -> Response:
-    """Jobs, newest first."""
-    found = await asyncio.to_thread(services_of(request).jobs.list, limit=limit)
-    return json_reply(JobsReply(jobs=[job.to_json() for job in found], request_id=request_id(request)))
+    """Jobs, newest first: what ran, runs, failed and why; what is due; each view's freshness; the graph's lag."""
+    services = services_of(request)
+    found = await asyncio.to_thread(services.jobs.list, limit=limit)
+    status = await asyncio.to_thread(services.jobs.status)
+    return json_reply(
+        JobsReply(
+            jobs=[job.to_json() for job in found],
+            status=None if status is None else status.to_json(),
+            request_id=request_id(request),
+        )
+    )
 
 
 @router.get("/jobs/kinds", responses=openapi.responses(JobKindsReply), response_class=Response)
@@ -68,19 +80,48 @@ async def kinds(request: Request) -> Response:
 
 @router.get("/jobs/{job_id}", responses=openapi.responses(JobReply, 400, 404, 503), response_class=Response)
 async def job(request: Request, job_id: UUID) -> Response:
-    """One job: state, progress, error."""
+    """One job: state, error, how many of its chunks are in each state, an estimate of the time to its end."""
+    jobs = services_of(request).jobs
     try:
-        found = await asyncio.to_thread(services_of(request).jobs.get, job_id)
+        found = await asyncio.to_thread(jobs.get, job_id)
     except UnknownJobError as error:
         raise NotFoundError(str(error)) from None
-    return json_reply(JobReply(job=found.to_json(), request_id=request_id(request)))
+    progress = await asyncio.to_thread(jobs.progress, job_id)
+    document = found.to_json() | {
+        "chunks": {state.value: count for state, count in progress.counts.items()},
+        "rows": progress.rows,
+        "eta_s": progress.eta_s,
+        "failed_chunks": [chunk.to_json() for chunk in progress.failed[:LISTED_CHUNKS]],
+    }
+    return json_reply(JobReply(job=document, request_id=request_id(request)))
 
 
-@router.post("/jobs/{job_id}/cancel", responses=openapi.responses(JobReply, 400, 404, 503), response_class=Response)
+_MOVED = openapi.responses(JobReply, 400, 404, 409, 503)
+
+
+@router.post("/jobs/{job_id}/cancel", responses=_MOVED, response_class=Response)
 async def cancel(request: Request, job_id: UUID) -> Response:
     """Cancel a job; one that runs stops at its next safe point. Asking twice changes nothing."""
+    return await _move(request, services_of(request).jobs.cancel, job_id)
+
+
+@router.post("/jobs/{job_id}/pause", responses=_MOVED, response_class=Response)
+async def pause(request: Request, job_id: UUID) -> Response:
+    """Pause a job; one that runs stops at its next safe point. Asking twice changes nothing."""
+    return await _move(request, services_of(request).jobs.pause, job_id)
+
+
+@router.post("/jobs/{job_id}/resume", responses=_MOVED, response_class=Response)
+async def resume(request: Request, job_id: UUID) -> Response:
+    """Run a paused, failed or cancelled job again: only what is missing, failed chunks included. 409 for another."""
+    return await _move(request, services_of(request).jobs.resume, job_id)
+
+
+async def _move(request: Request, move: Callable[[UUID], Job], job_id: UUID) -> Response:
     try:
-        found = await asyncio.to_thread(services_of(request).jobs.cancel, job_id)
+        found = await asyncio.to_thread(move, job_id)
     except UnknownJobError as error:
         raise NotFoundError(str(error)) from None
+    except JobError as error:
+        raise ConflictError(str(error)) from None
     return json_reply(JobReply(job=found.to_json(), request_id=request_id(request)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -44,4 +46,6 @@ async def _not_ready(services: Services) -> str | None:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request) -> Response:
     """Metrics in the text format of Prometheus."""
-    return Response(generate_latest(services_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    # In a thread: some of what is measured is asked of the stores.
+    text = await asyncio.to_thread(generate_latest, services_of(request).metrics.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -31,6 +31,7 @@ from serving.predict import Predictor
 log = logging.getLogger("ringfence.serving")
 
 PURGE_EVERY_S = 3_600.0
+ADOPT_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class Services:
     def __post_init__(self) -> None:
         self.health = Health(self._resources())
         self.metrics.watch((self.inference, self.features))
+        if (collector := self.jobs.collector()) is not None:
+            self.metrics.registry.register(collector)
 
     def _resources(self) -> list[Resource]:
         return [
@@ -86,10 +89,11 @@ class Services:
         ]
 
     async def start(self) -> None:
-        """Begin to follow the model and to delete decisions past their retention."""
+        """Begin to follow the model, to delete decisions past their retention and to take up jobs left behind."""
         self._tasks = [
             asyncio.create_task(self.follower.follow(self.settings.model_poll_s)),
             asyncio.create_task(self._purge()),
+            asyncio.create_task(self._adopt()),
         ]
 
     async def stop(self) -> None:
@@ -130,6 +134,14 @@ class Services:
                 if purged:
                     log.info("decisions purged", extra={"rows": purged})
             await asyncio.sleep(PURGE_EVERY_S)
+
+    async def _adopt(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.jobs.adopt)
+            except RingfenceError as error:
+                log.warning("jobs not looked for", extra={"error": str(error)})
+            await asyncio.sleep(ADOPT_EVERY_S)
 
 
 BuildServices = Callable[[PlatformSettings, ServingSettings], AbstractAsyncContextManager[Services]]

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,29 @@ class Registry:
         with _mlflow_errors():
             found = self.client().search_model_versions(f"name = '{name}'")
         return sorted(found, key=lambda version: int(version.version), reverse=True)
+
+    def forget_runs(self, experiment: str, *, model: str, before: datetime) -> int:
+        """Delete runs that began before a moment and that no registered version of `model` came from; return how many.
+
+        MLflow marks them as deleted; `mlflow gc` removes their files.
+        """
+        client = self.client()
+        used = {version.run_id for version in self.versions(model)}
+        with _mlflow_errors():
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                return 0
+            condition = f"attributes.start_time < {int(before.timestamp() * 1000)}"
+            token, old = None, []
+            while True:
+                page = client.search_runs([found.experiment_id], condition, max_results=1_000, page_token=token)
+                old += [run.info.run_id for run in page if run.info.run_id not in used]
+                token = page.token
+                if not token:
+                    break
+            for run_id in old:
+                client.delete_run(run_id)
+        return len(old)
 
     def version_of(self, name: str, alias: str) -> str | None:
         """The version that an alias points to, None when the model or the alias does not exist."""

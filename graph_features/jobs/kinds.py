@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graph_features.jobs.parameters import BackfillParameters, MaterializeParameters, NoParameters, SlicesParameters
+from graph_features.errors import JobError
+from graph_features.jobs.parameters import (
+    BackfillParameters,
+    MaterializeParameters,
+    NoParameters,
+    RecomputeParameters,
+    SlicesParameters,
+)
 from graph_features.jobs.runner import JobContext, JobKind
 from graph_features.jobs.stores import Stores
 
 
 def feature_kinds(stores: Stores) -> dict[str, JobKind]:
-    """Return sync_graph, materialize, slices and backfill, working on `stores`."""
+    """Return sync_graph, verify, materialize, slices, recompute and backfill, working on `stores`."""
 
     def bound(run: Callable[[JobContext, Stores], None]) -> Callable[[JobContext], None]:
         return lambda context: run(context, stores)
@@ -19,6 +26,9 @@ def feature_kinds(stores: Stores) -> dict[str, JobKind]:
         "sync_graph": JobKind(
             run=bound(_sync_graph), parameters=NoParameters, description="Write new transactions to the graph."
         ),
+        "verify": JobKind(
+            run=bound(_verify), parameters=NoParameters, description="Compare the records with the graph."
+        ),
         "materialize": JobKind(
             run=bound(_materialize),
             parameters=MaterializeParameters,
@@ -26,6 +36,11 @@ def feature_kinds(stores: Stores) -> dict[str, JobKind]:
         ),
         "slices": JobKind(
             run=bound(_slices), parameters=SlicesParameters, description="Compute the slice views at one instant."
+        ),
+        "recompute": JobKind(
+            run=bound(_recompute),
+            parameters=RecomputeParameters,
+            description="Compute anew the slices that late records or changed code made stale, and no others.",
         ),
         "backfill": JobKind(
             run=bound(_backfill), parameters=BackfillParameters, description="Fill a period, offline and online."
@@ -44,6 +59,20 @@ def _sync_graph(context: JobContext, stores: Stores) -> None:
         context.check()  # each batch and its watermark are one transaction: the next sync goes on from there
 
     sync_graph(stores.records, stores.graph, progress=advance)
+
+
+def _verify(_context: JobContext, stores: Stores) -> None:
+    from graph_features.ingest.verify import verify
+
+    report = verify(stores.records, stores.graph)
+    if report.difference is not None:  # a graph that lags is not wrong: its lag is measured elsewhere
+        raise JobError(str(report))
+
+
+def _recompute(context: JobContext, stores: Stores) -> None:
+    from graph_features.jobs.backfill import run_recompute
+
+    run_recompute(context, stores)
 
 
 def _materialize(context: JobContext, stores: Stores) -> None:

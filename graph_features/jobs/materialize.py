@@ -9,10 +9,11 @@ from graph_features.clock import to_ms
 from graph_features.errors import FeatureComputationError
 from graph_features.executor import ProcessPool
 from graph_features.jobs.backfill import slice_keys
+from graph_features.jobs.crew import run_chunks
 from graph_features.jobs.parameters import MaterializeParameters, SlicesParameters
 from graph_features.jobs.runner import JobContext
 from graph_features.jobs.stores import Stores
-from graph_features.jobs.work import chosen_views, run_chunks
+from graph_features.jobs.work import chosen_views
 from graph_features.refresh import refresh
 from graph_features.refresh_parts import refresh_in_parts
 from graph_features.schema import Cadence, ViewSchema
@@ -71,6 +72,8 @@ def refresh_pending(context: JobContext, stores: Stores, *, workers: int = 1) ->
 def _run_slices(context: JobContext, stores: Stores, *, as_of_ms: int, schemas: Mapping[str, ViewSchema]) -> None:
     if not any(context.ledger.chunks.counts(context.job.id).values()):
         views = [schema for schema in schemas.values() if schema.cadence is Cadence.SLICE]
-        keys = slice_keys(views, as_of_ms=as_of_ms, source_seq=stores.records.max_seq())
+        keys = slice_keys(
+            views, as_of_ms=as_of_ms, source_seq=stores.records.max_seq(), settings=stores.feature_settings
+        )
         context.ledger.chunks.plan(context.job.id, keys)
     run_chunks(context, stores, schemas)

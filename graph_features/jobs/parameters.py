@@ -91,6 +91,7 @@ class BackfillParameters(JobParameters):
     partitions: int = Field(
         default=1, ge=1, le=1_024, description="Pieces that event views are split into, by account."
     )
+    workers: int = Field(default=1, ge=1, le=64, description="Processes, each with chunks of its own.")
 
     @model_validator(mode="after")
     def _one_period(self) -> Self:
@@ -109,6 +110,13 @@ class BackfillParameters(JobParameters):
         if self.from_ is None or self.to is None:
             return None
         return to_ms(self.from_), to_ms(self.to)
+
+
+class RecomputeParameters(JobParameters):
+    """Compute anew what is stale: slices that late records changed, and everything that other code has made."""
+
+    views: tuple[str, ...] | None = Field(default=None, min_length=1, description="Feature views; all by default.")
+    workers: int = Field(default=1, ge=1, le=64, description="Processes, each with chunks of its own.")
 
 
 class SlicesParameters(JobParameters):

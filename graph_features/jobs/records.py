@@ -13,10 +13,11 @@ from graph_features.errors import JobError
 
 
 class JobState(StrEnum):
-    """queued → running → done, failed or cancelled; failed and cancelled jobs can be resumed."""
+    """queued → running → done, failed, paused or cancelled; the last three can be resumed."""
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -26,8 +27,18 @@ class JobState(StrEnum):
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
+class Asked(StrEnum):
+    """What a running job was asked to do at its next safe point."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+
+
 class ChunkState(StrEnum):
-    """pending → running → offline_committed (offline rows are written) → done (online acknowledged), or failed."""
+    """pending → running → offline_committed (offline rows are written) → done (online acknowledged), or failed.
+
+    What is offline_committed never goes back: put down or failed, it comes back for its online write only.
+    """
 
     PENDING = "pending"
     RUNNING = "running"
@@ -51,7 +62,7 @@ class Job:
     finished_at: datetime | None
     runner: str | None
     heartbeat_at: datetime | None
-    cancel_requested: bool
+    asked: Asked | None
     attempts: int
     progress_done: int
     progress_total: int | None
@@ -67,7 +78,8 @@ class Job:
         """Plain JSON values, times in ISO 8601 UTC."""
         data: dict[str, Any] = dict(vars(self))
         data |= {name: value.isoformat() for name, value in data.items() if isinstance(value, datetime)}
-        return data | {"id": str(self.id), "state": self.state.value}
+        asked = None if self.asked is None else self.asked.value
+        return data | {"id": str(self.id), "state": self.state.value, "asked": asked}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +124,17 @@ class Chunk:
     attempts: int
     runner: str | None
     heartbeat_at: datetime | None
+    claimed_at: datetime | None
     offline_at: datetime | None
+    offline_name: str | None
     finished_at: datetime | None
     rows: int
+    compute_s: float
+    offline_s: float
+    online_s: float
+    online_epoch: str | None
     error: str | None
+    outage: bool
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, times in ISO 8601 UTC."""
@@ -130,7 +149,9 @@ class Chunk:
             "source_seq": key.source_seq,
             "state": self.state.value,
             "attempts": self.attempts,
+            "worker": self.runner,
             "rows": self.rows,
+            "seconds": {"compute": self.compute_s, "offline": self.offline_s, "online": self.online_s},
             "error": self.error,
             "finished_at": self.finished_at.isoformat() if self.finished_at else None,
         }

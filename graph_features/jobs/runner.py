@@ -8,23 +8,22 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
 from graph_features.errors import InvalidInputError, JobCancelledError, RingfenceError, StoreUnavailableError
 from graph_features.jobs.ledger import Ledger
 from graph_features.jobs.parameters import Parameters, parse
-from graph_features.jobs.records import Job, JobState
+from graph_features.jobs.patience import insist
+from graph_features.jobs.records import Asked, Job, JobState
+from graph_features.settings import JobSettings
 
 log = logging.getLogger(__name__)
-
-HEARTBEAT_S = 5.0
 
 Progress = Callable[[int, int | None], None]
 """progress(done, total); total is None while unknown."""
@@ -46,6 +45,7 @@ class JobContext:
     stop: threading.Event
     """Set when the job should end soon: it was cancelled, or its process is shutting down."""
     on_progress: Progress | None = None
+    settings: JobSettings = field(default_factory=JobSettings)
 
     @property
     def due_at(self) -> datetime:
@@ -63,7 +63,10 @@ class JobContext:
 
     def progress(self, done: int, total: int | None) -> None:
         """Record how far the job is, and tell whoever watches."""
-        self.ledger.progress(self.job.id, done, total)
+        try:
+            self.ledger.progress(self.job.id, done, total)
+        except StoreUnavailableError as error:
+            log.warning("progress of job %s not recorded: %s", self.job.id, error)  # its chunks are the truth
         if self.on_progress is not None:
             self.on_progress(done, total)
 
@@ -93,7 +96,7 @@ class JobRunner:
 
     ledger: Ledger
     handlers: Mapping[str, Handler | JobKind]
-    heartbeat_s: float = HEARTBEAT_S
+    settings: JobSettings = field(default_factory=JobSettings)
     threads: int = 2
     name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}")
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -122,26 +125,40 @@ class JobRunner:
         return self._pool.submit(self.run, job_id, resume=resume)
 
     def run(self, job_id: UUID, *, resume: bool = False, progress: Progress | None = None) -> Job:
-        """Run a job here and return it as it ended: done, failed (`error` says why) or cancelled.
+        """Run a job here and return it as it ended: done, paused, cancelled or failed (`error` says why).
 
-        Ctrl-C cancels it and goes on up. A job that is stopped by `close` goes back to queued. With `resume` a failed
-        or cancelled job runs again. Raises JobError when the job cannot be run (running elsewhere, ended).
+        Ctrl-C cancels it and goes on up. A job that is stopped by `close` goes back to queued. With `resume` a failed,
+        paused or cancelled job runs again. Raises JobError when the job cannot be run (running elsewhere, ended).
         """
         handler = self._kind(self.ledger.get(job_id).kind)
         # Each run has a name of its own: a second run in this process must not pass for the first.
         runner = f"{self.name}:{uuid4().hex[:8]}"
         job = self.ledger.claim(job_id, runner, resume=resume)
-        with _heartbeat(self.ledger, job_id, runner, self.heartbeat_s, self.stopping) as stop:
-            context = JobContext(job=job, ledger=self.ledger, runner=runner, stop=stop, on_progress=progress)
+        with heartbeat(
+            lambda: self.ledger.beat(job_id, runner),
+            self.settings.heartbeat_s,
+            name=str(job_id),
+            stopping=self.stopping,
+        ) as stop:
+            context = JobContext(
+                job=job, ledger=self.ledger, runner=runner, stop=stop, on_progress=progress, settings=self.settings
+            )
             state, error = self._outcome(handler, context)
-        return self.ledger.finish(job_id, runner, state, error=error)
+            # Still beating: while the ledger is away, the job stays ours for as long as its heartbeat does not expire.
+            return self._finish(context, state, error)
+
+    def _finish(self, context: JobContext, state: JobState, error: str | None = None) -> Job:
+        return insist(
+            lambda: self.ledger.finish(context.job.id, context.runner, state, error=error),
+            patience_s=self.settings.patience_s,
+        )
 
     def _outcome(self, kind: JobKind, context: JobContext) -> tuple[JobState, str | None]:
         job = context.job
         try:
             kind.run(context)
         except JobCancelledError:
-            return (JobState.QUEUED if self.stopping.is_set() else JobState.CANCELLED), None
+            return self._stopped(context), None
         except RingfenceError as error:
             log.warning("%s job %s failed: %s", job.kind, job.id, error)
             return JobState.FAILED, str(error)
@@ -149,13 +166,24 @@ class JobRunner:
             log.exception("%s job %s failed", job.kind, job.id)
             return JobState.FAILED, f"{type(error).__name__}: {error}"
         except BaseException:
-            self.ledger.finish(job.id, context.runner, JobState.CANCELLED)
+            with suppress(RingfenceError):  # without the ledger the heartbeat expires, which says the same
+                self.ledger.finish(job.id, context.runner, JobState.CANCELLED)
             raise
         return JobState.DONE, None
+
+    def _stopped(self, context: JobContext) -> JobState:
+        if self.stopping.is_set():
+            return JobState.QUEUED
+        asked = insist(lambda: self.ledger.get(context.job.id).asked, patience_s=self.settings.patience_s)
+        return JobState.PAUSED if asked is Asked.PAUSE else JobState.CANCELLED
 
     def cancel(self, job_id: UUID) -> Job:
         """Cancel a job; one that runs stops at its next safe point, within seconds."""
         return self.ledger.cancel(job_id)
+
+    def pause(self, job_id: UUID) -> Job:
+        """Pause a job; one that runs stops at its next safe point, and resuming it does the rest."""
+        return self.ledger.pause(job_id)
 
     def get(self, job_id: UUID) -> Job:
         return self.ledger.get(job_id)
@@ -170,29 +198,30 @@ class JobRunner:
 
 
 @contextmanager
-def _heartbeat(
-    ledger: Ledger, job_id: UUID, runner: str, every_s: float, stopping: threading.Event
+def heartbeat(
+    beat: Callable[[], bool], every_s: float, *, name: str, stopping: threading.Event | None = None
 ) -> Iterator[threading.Event]:
-    """Keep a job alive in the ledger; the event that is yielded is set when the job should stop."""
+    """Call `beat` every `every_s`; the event that is yielded is set when it returns true or `stopping` is set."""
     stop, ended = threading.Event(), threading.Event()
+    step_s = min(every_s, 0.2)
 
-    def beat() -> None:
-        next_beat_s = 0.0
-        while not ended.wait(min(every_s, 0.2)):
-            if stopping.is_set():
+    def go_on() -> None:
+        since_s = 0.0
+        while not ended.wait(step_s):
+            if stopping is not None and stopping.is_set():
                 stop.set()
-            next_beat_s += min(every_s, 0.2)
-            if next_beat_s < every_s:
+            since_s += step_s
+            if since_s < every_s:
                 continue
-            next_beat_s = 0.0
+            since_s = 0.0
             try:
-                if ledger.beat(job_id, runner):
+                if beat():
                     stop.set()
-            except (StoreUnavailableError, sa.exc.SQLAlchemyError) as error:
+            except StoreUnavailableError as error:
                 # One missed beat is no death; if the ledger stays away, the job's own writes to it will fail.
-                log.warning("heartbeat of job %s: %s", job_id, error)
+                log.warning("heartbeat of %s: %s", name, error)
 
-    thread = threading.Thread(target=beat, name=f"heartbeat-{job_id}", daemon=True)
+    thread = threading.Thread(target=go_on, name=f"heartbeat-{name}", daemon=True)
     thread.start()
     try:
         yield stop

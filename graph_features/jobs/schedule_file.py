@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
@@ -29,7 +29,10 @@ class ScheduledJob(BaseModel):
     )
     jitter: Duration = Field(default=timedelta(0), description="Delay of up to this, spread evenly, for each tick.")
     misfire_grace: PositiveDuration = Field(
-        default=timedelta(hours=1), description="How late a tick may still run; of several late ones the last runs."
+        default=timedelta(hours=1), description="How late a tick may still run; `catch_up` says which of several do."
+    )
+    catch_up: Literal["last", "all"] = Field(
+        default="last", description="After downtime: the last missed tick for all, or each of them in order."
     )
     parameters: dict[str, Any] = Field(default_factory=dict)
 

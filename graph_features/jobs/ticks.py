@@ -52,6 +52,25 @@ class Ticks(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
                 return due
             window = min(4 * window, horizon)
 
+    def missed(self, now: datetime, *, after: datetime | None) -> list[datetime]:
+        """The ticks to run at `now`, oldest first; `after` is the last one that ran, None if none ever did.
+
+        One at most, the last that is due, unless the job catches up on all: then every one since `after` that is not
+        later than the misfire grace. A schedule that never ran has missed nothing but its last tick.
+        """
+        last = self.due(now)
+        if last is None or (after is not None and last <= after):
+            return []
+        if self.job.catch_up == "last" or after is None:
+            return [last]
+        found = []
+        tick_at = self.after(max(after, now - self.job.misfire_grace - self.job.jitter - _INSTANT))
+        while tick_at is not None and tick_at <= last:
+            if tick_at + self.delay(tick_at) <= now <= tick_at + self.delay(tick_at) + self.job.misfire_grace:
+                found.append(tick_at)
+            tick_at = self.after(tick_at)
+        return found
+
     def _last_due(self, since: datetime, now: datetime) -> datetime | None:
         due = None
         tick_at = self.after(since - _INSTANT)  # one that is late by all of its grace is still due

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from graph_features.drivers.batch import event_rows, slice_rows
 from graph_features.edges import EdgeTable
-from graph_features.errors import JobCancelledError, JobError, UnknownFeatureError
+from graph_features.errors import JobCancelledError, JobError, StoreUnavailableError, UnknownFeatureError
+from graph_features.jobs.patience import insist
 from graph_features.jobs.records import Chunk, ChunkKey, ChunkState
 from graph_features.jobs.runner import JobContext
 from graph_features.jobs.stores import Stores
 from graph_features.schema import Cadence, ViewSchema
+from graph_features.settings import FeatureSettings
+from graph_features.stores.base import Written
 
 log = logging.getLogger(__name__)
 
-BLOCKED_WAIT_S = 1.0
+BLOCKED_WAIT_S = 0.5
+OUTAGES_IN_A_ROW = 3
+"""After so many chunks of one worker that a store refused, although it answers, trying more of them is of no use."""
 
 
 def chosen_views(schemas: Mapping[str, ViewSchema], names: Sequence[str] | None) -> list[ViewSchema]:
@@ -30,113 +38,148 @@ def chosen_views(schemas: Mapping[str, ViewSchema], names: Sequence[str] | None)
     return [schema for name, schema in schemas.items() if names is None or name in names]
 
 
-def run_chunks(context: JobContext, stores: Stores, schemas: Mapping[str, ViewSchema]) -> None:
-    """Do every chunk of the job that is not done; raise JobError at the end when some failed.
-
-    A failed chunk leaves its error in the ledger and the others go on. A chunk that an earlier try has written offline
-    is computed again from the same records and written online only.
-    """
-    ledger = context.ledger.chunks
-    ledger.reopen(context.job.id)
-    planned = ledger.list(context.job.id)
-    context.progress(*_progress(context))
-    if all(chunk.state is ChunkState.DONE for chunk in planned):
-        return
-    edges = _load(stores, planned)
-    context.check()
-    for name in sorted({chunk.key.view for chunk in planned} & set(schemas)):
-        stores.offline.create_view(schemas[name])
-    work = _Work(stores=stores, schemas=schemas, edges=edges)
-    for chunk in _claims(context):
-        _try_chunk(context, chunk, work)
-        context.progress(*_progress(context))
-    failed = [chunk for chunk in ledger.list(context.job.id) if chunk.state is ChunkState.FAILED]
-    if failed:
-        first = f"{failed[0].key}: {failed[0].error}"
-        raise JobError(f"{len(failed)} of {len(planned)} chunks failed, resume the job to retry them (first: {first})")
+def view_hash(schema: ViewSchema, settings: FeatureSettings) -> str:
+    """Return what a view's rows are computed by: its definition, its code and the constants that features depend on."""
+    return hashlib.sha256(f"{schema.code_hash};{settings.model_dump_json()}".encode()).hexdigest()[:16]
 
 
-def _load(stores: Stores, planned: Sequence[Chunk]) -> EdgeTable:
-    before_ms = max(chunk.key.end_ms for chunk in planned)
-    max_seq = planned[0].key.source_seq  # one for all: a job is planned at once
-    records = stores.records.read_all(before_ms=before_ms, max_seq=max_seq)
-    return EdgeTable.from_arrow(records.transactions, records.statuses, records.labels, max_seq=max_seq)
+@dataclass(kw_only=True)
+class Work:
+    """What chunks are computed from and written to; reading the records takes as long as many chunks, so once."""
 
+    stores: Stores
+    schemas: Mapping[str, ViewSchema]
+    edges: EdgeTable
 
-def _claims(context: JobContext) -> Iterator[Chunk]:
-    """Yield chunks as they become ours; wait for those whose work another runner has in hand."""
-    ledger = context.ledger.chunks
-    while True:
-        context.check()
-        chunk = ledger.claim(context.job.id, context.runner)
-        if chunk is not None:
-            yield chunk
-            continue
-        counts = ledger.counts(context.job.id)
-        if not any(counts[state] for state in ChunkState if state not in (ChunkState.DONE, ChunkState.FAILED)):
-            return
-        context.stop.wait(BLOCKED_WAIT_S)
-
-
-def _progress(context: JobContext) -> tuple[int, int]:
-    counts = context.ledger.chunks.counts(context.job.id)
-    return counts[ChunkState.DONE], sum(counts.values())
-
-
-class _Work:
-    """One chunk's inputs: computes its rows and writes them."""
-
-    def __init__(self, *, stores: Stores, schemas: Mapping[str, ViewSchema], edges: EdgeTable) -> None:
-        self.stores = stores
-        self.schemas = schemas
-        self.edges = edges
+    @classmethod
+    def load(cls, stores: Stores, schemas: Mapping[str, ViewSchema], planned: Sequence[Chunk]) -> Work:
+        """Read the records that the planned chunks of one job need; they share one ingest sequence."""
+        before_ms = max(chunk.key.end_ms for chunk in planned)
+        max_seq = planned[0].key.source_seq
+        records = stores.records.read_all(before_ms=before_ms, max_seq=max_seq)
+        edges = EdgeTable.from_arrow(records.transactions, records.statuses, records.labels, max_seq=max_seq)
+        return cls(stores=stores, schemas=schemas, edges=edges)
 
     def schema(self, key: ChunkKey) -> ViewSchema:
         schema = self.schemas.get(key.view)
-        if schema is None or schema.code_hash != key.view_hash:
-            found = schema.code_hash if schema else "no such view"
+        found = None if schema is None else view_hash(schema, self.stores.feature_settings)
+        if schema is None or found != key.view_hash:
             raise JobError(
-                f"view {key.view} was planned with code {key.view_hash}, there is {found}: start a new job for it"
+                f"view {key.view} was planned with code {key.view_hash}, there is {found or 'no such view'}: "
+                "start a new job for it"
             )
         return schema
 
-    def tables(self, schema: ViewSchema, key: ChunkKey) -> Iterable[pa.Table]:
+    def tables(self, schema: ViewSchema, key: ChunkKey) -> Iterator[pa.Table]:
+        """Yield the chunk's rows; nothing is computed before the first is asked for."""
         settings = self.stores.feature_settings
         if schema.cadence is Cadence.SLICE:
-            return [slice_rows(schema, self.edges, as_of_ms=key.start_ms, settings=settings)]
+            yield slice_rows(schema, self.edges, as_of_ms=key.start_ms, settings=settings)
+            return
         accounts = None if key.partitions == 1 else accounts_of(self.edges, key.partition, key.partitions)
-        return event_rows(
+        yield from event_rows(
             schema, self.edges, from_ms=key.start_ms, to_ms=key.end_ms, settings=settings, accounts=accounts
         )
 
+    def await_stores(self, context: JobContext) -> None:
+        """Return when every store that chunks are written to answers; raise StoreUnavailableError after long."""
 
-def _try_chunk(context: JobContext, chunk: Chunk, work: _Work) -> None:
+        def ping() -> None:
+            self.stores.offline.ping()
+            self.stores.online.ping()
+            context.ledger.ping()
+
+        insist(ping, patience_s=context.settings.patience_s, stop=context.stop)
+
+
+def do_chunks(context: JobContext, work: Work, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Do chunks as they come and yield each when it is done or failed; a failed one leaves its error in the ledger.
+
+    Raises StoreUnavailableError when a store stays away, or refuses one chunk after another.
+    """
+    outages = 0
+    for chunk in chunks:
+        outage = _try_chunk(context, chunk, work)
+        yield chunk
+        if outage is None:
+            outages = 0
+            continue
+        outages += 1
+        work.await_stores(context)
+        if outages == OUTAGES_IN_A_ROW:
+            raise StoreUnavailableError(f"stopped after {outages} chunks in a row that could not be stored: {outage}")
+
+
+def _try_chunk(context: JobContext, chunk: Chunk, work: Work) -> StoreUnavailableError | None:
+    """Do a chunk or record why it failed; return the error if a store was away."""
     try:
         _do_chunk(context, chunk, work)
     except JobCancelledError:
         raise
+    except StoreUnavailableError as error:
+        log.warning("chunk %s failed: %s", chunk.key, error)
+        _fail(context, chunk, str(error), outage=True)
+        return error
     except Exception as error:  # recorded in the chunk's row, and raised as JobError once the others are done
         log.warning("chunk %s failed", chunk.key, exc_info=error)
-        context.ledger.chunks.failed(chunk, f"{type(error).__name__}: {error}")
+        _fail(context, chunk, f"{type(error).__name__}: {error}")
+    return None
 
 
-def _do_chunk(context: JobContext, chunk: Chunk, work: _Work) -> None:
+def _fail(context: JobContext, chunk: Chunk, error: str, *, outage: bool = False) -> None:
+    record = context.ledger.chunks.failed
+    try:
+        insist(lambda: record(chunk, error, outage=outage), patience_s=context.settings.patience_s, stop=context.stop)
+    except JobError as gone:
+        log.warning("%s", gone)  # another worker has it: the failure is not the chunk's any more
+
+
+@dataclass(kw_only=True)
+class _Computed:
+    """A chunk's tables on their way to the offline store: counts the time they take, keeps what goes online."""
+
+    schema: ViewSchema
+    context: JobContext
+    source: Iterable[pa.Table]
+    seconds: float = 0.0
+    newest: list[pa.Table] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        source = iter(self.source)
+        while True:
+            began = time.perf_counter()
+            table = next(source, None)
+            self.seconds += time.perf_counter() - began
+            if table is None:
+                return
+            self.context.check()
+            self.newest.append(newest_rows(self.schema, table))
+            yield table
+
+
+def _do_chunk(context: JobContext, chunk: Chunk, work: Work) -> None:
     ledger, stores = context.ledger.chunks, work.stores
     schema = work.schema(chunk.key)
-    newest: list[pa.Table] = []
-    n_rows = 0
-    for position, table in enumerate(work.tables(schema, chunk.key)):
-        context.check()
-        if chunk.offline_at is None:
-            stores.offline.write(schema, table, part=f"{chunk.key.part()}-{position:05d}")
-        n_rows += table.num_rows
-        newest.append(newest_rows(schema, table))
+    # Asked before the write: a store that dies after its acknowledgement has another epoch at the end of the job.
+    epoch = stores.online.epoch()
+    began = time.perf_counter()
+    computed = _Computed(schema=schema, context=context, source=work.tables(schema, chunk.key))
     if chunk.offline_at is None:
-        ledger.offline_committed(chunk, rows=n_rows)
-    for table in newest:
-        context.check()
-        stores.online.write(schema, table)
-    ledger.done(chunk)
+
+        def record(written: Written) -> None:
+            spent_s = time.perf_counter() - began
+            ledger.offline_committed(chunk, written, compute_s=computed.seconds, offline_s=spent_s - computed.seconds)
+
+        stores.offline.write_all(schema, computed, part=chunk.key.part(), on_written=record)
+    elif not ledger.is_superseded(chunk, epoch=epoch):
+        for _ in computed:  # from the same records the same rows
+            pass
+    offline_done = time.perf_counter()
+    if not ledger.is_superseded(chunk, epoch=epoch):
+        for table in computed.newest:
+            context.check()
+            stores.online.write(schema, table)
+    ledger.done(chunk, online_s=time.perf_counter() - offline_done, epoch=epoch)
 
 
 def newest_rows(schema: ViewSchema, table: pa.Table) -> pa.Table:
@@ -155,3 +198,8 @@ def newest_rows(schema: ViewSchema, table: pa.Table) -> pa.Table:
 def accounts_of(edges: EdgeTable, partition: int, partitions: int) -> list[str]:
     """Return the accounts of a partition: by a checksum of their id, so that new accounts move no old one."""
     return [account_id for account_id in edges.account_ids if zlib.crc32(account_id.encode()) % partitions == partition]
+
+
+def is_over(counts: Mapping[ChunkState, int]) -> bool:
+    """Whether no chunk waits or is in hand."""
+    return not any(counts[state] for state in ChunkState if state not in (ChunkState.DONE, ChunkState.FAILED))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,38 @@ class Records:
     statuses: pa.Table
     labels: pa.Table
     max_seq: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traces:
+    """What the records know of one account: its payments and what they lead to.
+
+    `devices` and `cards` are those it paid with, `partners` the accounts on the other side of its payments, and
+    `pairs` senders and receivers of them. `first_ms` is the time of its first payment.
+    """
+
+    account_id: str
+    transaction_ids: tuple[str, ...]
+    devices: tuple[str, ...]
+    cards: tuple[str, ...]
+    partners: tuple[str, ...]
+    pairs: tuple[EntityKey, ...]
+    first_ms: int | None
+
+    @classmethod
+    def of(cls, account_id: str, rows: Iterable[Sequence[Any]]) -> Traces:
+        """Build from rows of transaction_id, event ms, sender_id, receiver_id, device_id, card_id."""
+        found = list(rows)
+        own = [row for row in found if row[2] == account_id]
+        return cls(
+            account_id=account_id,
+            transaction_ids=tuple(sorted({row[0] for row in found})),
+            devices=tuple(sorted({row[4] for row in own if row[4]})),
+            cards=tuple(sorted({row[5] for row in own if row[5]})),
+            partners=tuple(sorted({party for row in found for party in row[2:4]} - {account_id})),
+            pairs=tuple(sorted({(row[2], row[3]) for row in found})),
+            first_ms=min((int(row[1]) for row in found), default=None),
+        )
 
 
 class RecordStore(Protocol):
@@ -86,8 +118,27 @@ class RecordStore(Protocol):
     def read_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> Records:
         """Everything these accounts sent or received before `before_ms`, with statuses and labels known by then."""
 
+    def changes(self, *, after_seq: int, up_to_seq: int, before_ms: int, labels: bool) -> pa.Table:
+        """int64 columns seq and known_ms, by seq: what came with after_seq < seq <= up_to_seq and changes the past.
+
+        `known_ms` is when a record counts from: only those before `before_ms` are returned; labels only if asked for.
+        """
+
     def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
         """Those of `account_ids` that sent or received anything before `before_ms`."""
+
+    def traces(self, account_id: str) -> Traces:
+        """What is stored of one account."""
+
+    def count_traces(self, traces: Traces) -> dict[str, int]:
+        """Rows per kind: transactions, statuses, labels, and payments of others with one of its devices or cards."""
+
+    def erase(self, traces: Traces, before_commit: MarkPending | None = None) -> None:
+        """Remove the account's transactions, statuses and labels, and its devices and cards from payments of others.
+
+        Takes one sequence number, so that rows computed afterwards are later versions, and another identity, so that
+        no cache of the records is used again. `before_commit` gets the partners.
+        """
 
     def checksum(self, *, bucket: int | None = None) -> dict[int, tuple[int, int]]:
         """Count and checksum of transactions per bucket: see graph_features.sources.checksum."""
@@ -122,6 +173,12 @@ class GraphStore(Protocol):
 
     def checksum(self, *, bucket: int | None = None) -> dict[int, tuple[int, int]]:
         """Count and checksum of payments per bucket, comparable with RecordStore.checksum."""
+
+    def count_account(self, account_id: str, *, devices: Sequence[str], cards: Sequence[str]) -> int:
+        """Payments of the account, its node, and the nodes of these devices and cards."""
+
+    def erase_account(self, account_id: str, *, devices: Sequence[str], cards: Sequence[str]) -> None:
+        """Remove the account with its payments, these devices and cards, and addresses that nobody else used."""
 
     def close(self) -> None: ...
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -124,6 +124,40 @@ class DuckdbGraph:
             return merge_checksums(bucket_checksums(part, bucket) for part in parts)
 
         return self._reading(read)
+
+    def count_account(self, account_id: str, *, devices: Sequence[str], cards: Sequence[str]) -> int:
+        """Payments of the account, and those of others with one of these devices or cards."""
+        wanted = {"account_id": account_id, "devices": list(devices), "cards": list(cards)}
+        return self._reading(lambda manifest: sum(self._count(segment, wanted) for segment in manifest.segments))
+
+    def erase_account(self, account_id: str, *, devices: Sequence[str], cards: Sequence[str]) -> None:
+        """Write the segments that speak of the account anew without it, and remove the old files at once."""
+        wanted = {"account_id": account_id, "devices": list(devices), "cards": list(cards)}
+        with self._files.lock("writer", wait_s=WRITER_WAIT_S) as had:
+            if not had:
+                raise StoreUnavailableError(f"graph folder {self._files.folder}: another process writes for long")
+            manifest = self._files.manifest()
+            segments, number = [], manifest.next_segment
+            for segment in manifest.segments:
+                if not self._count(segment, wanted):
+                    segments.append(segment)
+                    continue
+                statement = self._to_file("erase_payments", self._files.payments_path(f"{number:08d}"))
+                self._cursor().execute(statement, {"files": self._payment_files(segment), **wanted})
+                segments.append(self._finish(f"{number:08d}"))
+                number += 1
+            kept = tuple(segment for segment in segments if segment.rows)
+            changed = Manifest(watermark=manifest.watermark, next_segment=number, segments=kept)
+            self._files.commit(changed)
+            self._files.sweep(changed, keep_s=0.0)
+
+    def _count(self, segment: Segment, wanted: dict[str, Any]) -> int:
+        parameters = {"files": self._payment_files(segment), **wanted}
+        row = self._cursor().execute(self._statements["count_account"], parameters).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def _payment_files(self, segment: Segment) -> list[str]:
+        return [str(self._files.payments_path(segment.name))]
 
     def close(self) -> None:
         """Release DuckDB's memory; the graph can be used again."""

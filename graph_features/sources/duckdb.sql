@@ -48,3 +48,20 @@ FROM (
     GROUP BY account_id, other_id
 )
 GROUP BY account_id
+
+-- name: count_account
+SELECT count(*) FROM read_parquet($files)
+WHERE
+    sender_id = $account_id OR receiver_id = $account_id
+    OR list_contains($devices::VARCHAR[], device_id) OR list_contains($cards::VARCHAR[], card_id)
+
+-- name: erase_payments
+COPY (
+    SELECT * REPLACE (
+        CASE WHEN list_contains($devices::VARCHAR[], device_id) THEN NULL ELSE device_id END AS device_id,
+        CASE WHEN list_contains($cards::VARCHAR[], card_id) THEN NULL ELSE card_id END AS card_id
+    )
+    FROM read_parquet($files)
+    WHERE sender_id <> $account_id AND receiver_id <> $account_id
+    ORDER BY seq
+) TO '{path}' (FORMAT parquet, COMPRESSION zstd)

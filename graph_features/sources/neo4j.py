@@ -112,6 +112,17 @@ class Neo4jGraph:
         last_seq = int(rows[0][0]) if rows else 0
         return merge_checksums(bucket_checksums(table) for table in self._slices(-1, last_seq, NEVER_MS))
 
+    def count_account(self, account_id: str, *, devices: Sequence[str], cards: Sequence[str]) -> int:
+        """Payments of the account, its node, and the nodes of these devices and cards."""
+        return int(self._read("count_account", account_id=account_id, devices=list(devices), cards=list(cards))[0][0])
+
+    def erase_account(self, account_id: str, *, devices: Sequence[str], cards: Sequence[str]) -> None:
+        """Remove the account with its payments, these devices and cards, and addresses that nobody else used."""
+        parameters = {"account_id": account_id, "devices": list(devices), "cards": list(cards)}
+        with self._session() as session:
+            for name in _ERASING:
+                session.run(self._statements[name], parameters).consume()
+
     def close(self) -> None:
         self._driver.close()
 
@@ -175,6 +186,9 @@ class Neo4jGraph:
             f"Neo4j at {address.hostname}:{address.port or 7687}, database {self._settings.database}: {reason}; "
             "check that it runs (`ringfence services status`), RINGFENCE_NEO4J_URI and RINGFENCE_NEO4J_PASSWORD"
         )
+
+
+_ERASING = ("erase_payments", "erase_addresses", "erase_devices", "erase_cards", "erase_account")
 
 
 def _fetch(transaction: neo4j.ManagedTransaction, statement: str, parameters: dict[str, Any]) -> list[Any]:

@@ -15,16 +15,19 @@ from psycopg import errors
 from graph_features.clock import NEVER_MS, from_ms
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.settings import PostgresSettings
-from graph_features.sources.base import MarkPending, Records, WriteResult
+from graph_features.sources.base import MarkPending, Records, Traces, WriteResult
 from graph_features.sources.cache import KINDS, WITH_PAYMENT, ReadBetween, RecordsCache, Tables
 from graph_features.sources.checksum import BUCKET_ROWS, CHECKSUM_COLUMNS, bucket_checksums, merge_checksums
 from graph_features.sources.connections import Connection, Connections
 from graph_features.sources.copying import copy_in, copy_out
 from graph_features.sources.histories import Histories
 from graph_features.sources.records import (
+    CHANGES_SCHEMA,
+    ERASING,
     LABELS,
     PARTIES_SCHEMA,
     STATUSES,
+    TRACE_KINDS,
     TRANSACTIONS,
     RecordKind,
     judge,
@@ -150,6 +153,12 @@ class PostgresRecords:
                 max_seq=last,
             )
 
+    def changes(self, *, after_seq: int, up_to_seq: int, before_ms: int, labels: bool) -> pa.Table:
+        """Columns seq and known_ms of what came with after_seq < seq <= up_to_seq and counts before `before_ms`."""
+        bounds = {"after_seq": after_seq, "up_to_seq": up_to_seq, "before": from_ms(before_ms), "labels": labels}
+        with self._connections.use() as connection:
+            return self._fetch(connection, "changes", bounds, CHANGES_SCHEMA)
+
     def snapshot(self, *, wait: bool = False) -> Snapshot | None:
         """Everything that is committed by now, by account; None without a cache folder.
 
@@ -166,6 +175,28 @@ class PostgresRecords:
         parameters = {"ids": _text_array(account_ids), "before": from_ms(before_ms)}
         with self._connections.use() as connection:
             return {row[0] for row in self._run(connection, "known_accounts", parameters)}
+
+    def traces(self, account_id: str) -> Traces:
+        """What is stored of one account."""
+        with self._connections.use() as connection:
+            return Traces.of(account_id, self._run(connection, "traces", {"id": account_id}).fetchall())
+
+    def count_traces(self, traces: Traces) -> dict[str, int]:
+        """Rows per kind that `erase` removes or changes."""
+        with self._connections.use() as connection:
+            counts = _one(connection, self._sql["count_traces"], _named(traces))
+        return dict(zip(TRACE_KINDS, map(int, map(str, counts)), strict=True))
+
+    def erase(self, traces: Traces, before_commit: MarkPending | None = None) -> None:
+        """Remove the account's records, and its devices and cards from payments of others, all or none."""
+        with self._writing() as connection:
+            for name in ERASING:
+                connection.execute(self._sql[name], _named(traces))
+            _one(connection, self._sql["take_numbers"], {"count": 1})
+            if before_commit is not None and traces.partners:
+                before_commit([(partner,) for partner in traces.partners])
+        with self._connections.use() as connection:
+            connection.execute(self._sql["vacuum"])  # what was deleted is to be gone from the files too
 
     def checksum(self, *, bucket: int | None = None) -> dict[int, tuple[int, int]]:
         """Count and checksum of transactions per bucket, or per sequence number of one `bucket`."""
@@ -262,6 +293,15 @@ def _text_array(ids: Sequence[str]) -> str:
     """The literal of a text[]: for many ids twenty times as fast as a list that psycopg converts."""
     quoted = ",".join('"' + id_.replace("\\", "\\\\").replace('"', '\\"') + '"' for id_ in ids)
     return "{" + quoted + "}"
+
+
+def _named(traces: Traces) -> dict[str, str]:
+    return {
+        "id": traces.account_id,
+        "transactions": _text_array(traces.transaction_ids),
+        "devices": _text_array(traces.devices),
+        "cards": _text_array(traces.cards),
+    }
 
 
 def _lock_key(name: str) -> int:

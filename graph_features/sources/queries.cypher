@@ -139,3 +139,37 @@ CALL (account) {
   RETURN collect(other.id) AS neighbours
 }
 RETURN account_id, neighbours
+
+// name: count_account
+OPTIONAL MATCH (account:Account {id: $account_id})
+WITH count(account) AS accounts
+OPTIONAL MATCH (:Account {id: $account_id})-[sent:SENT]-()
+WITH accounts, count(DISTINCT sent) AS payments
+OPTIONAL MATCH (device:Device) WHERE device.id IN $devices
+WITH accounts, payments, count(device) AS devices
+OPTIONAL MATCH (card:Card) WHERE card.id IN $cards
+WITH accounts, payments, devices, count(card) AS cards
+RETURN accounts + payments + devices + cards
+
+// Many payments do not fit into one transaction's memory; the nodes go last, so that a second try finds the rest.
+// name: erase_payments
+MATCH (:Account {id: $account_id})-[sent:SENT]-()
+CALL (sent) { DELETE sent } IN TRANSACTIONS OF 10000 ROWS
+
+// An address that nobody else used speaks of this account alone.
+// name: erase_addresses
+MATCH (:Account {id: $account_id})-[:USED]->(ip:Ip)
+WHERE NOT EXISTS { MATCH (ip)<-[:USED]-(other:Account) WHERE other.id <> $account_id }
+DETACH DELETE ip
+
+// name: erase_devices
+MATCH (device:Device) WHERE device.id IN $devices
+DETACH DELETE device
+
+// name: erase_cards
+MATCH (card:Card) WHERE card.id IN $cards
+DETACH DELETE card
+
+// name: erase_account
+MATCH (account:Account {id: $account_id})
+DETACH DELETE account

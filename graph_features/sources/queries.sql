@@ -195,6 +195,25 @@ COPY (
     WHERE seq > %(after_seq)s AND seq <= %(up_to_seq)s
 ) TO STDOUT (FORMAT csv)
 
+-- name: changes
+-- What a status or label says of its payment counts from the payment on.
+SELECT seq, (date_part('epoch', known) * 1000)::bigint
+FROM (
+    SELECT seq, event_timestamp AS known
+    FROM ringfence.transactions
+    WHERE seq > %(after_seq)s AND seq <= %(up_to_seq)s AND event_timestamp < %(before)s
+    UNION ALL
+    SELECT statuses.seq, greatest(statuses.status_timestamp, transactions.event_timestamp)
+    FROM ringfence.statuses JOIN ringfence.transactions USING (transaction_id)
+    WHERE statuses.seq > %(after_seq)s AND statuses.seq <= %(up_to_seq)s AND status_timestamp < %(before)s
+    UNION ALL
+    SELECT labels.seq, greatest(labels.label_timestamp, transactions.event_timestamp)
+    FROM ringfence.labels JOIN ringfence.transactions USING (transaction_id)
+    WHERE %(labels)s AND labels.seq > %(after_seq)s AND labels.seq <= %(up_to_seq)s AND label_timestamp < %(before)s
+) AS changes
+WHERE known < %(before)s
+ORDER BY seq
+
 -- name: transactions_of_accounts
 -- Both sides of the union walk an index from the account; one OR over both columns would read the whole table.
 SELECT
@@ -235,3 +254,42 @@ WHERE
         SELECT FROM ringfence.transactions
         WHERE receiver_id = wanted.account_id AND event_timestamp < %(before)s
     )
+
+-- name: traces
+SELECT transaction_id, (date_part('epoch', event_timestamp) * 1000)::bigint, sender_id, receiver_id, device_id, card_id
+FROM ringfence.transactions
+WHERE sender_id = %(id)s::text OR receiver_id = %(id)s::text
+
+-- name: count_traces
+SELECT
+    (SELECT count(*) FROM ringfence.transactions WHERE sender_id = %(id)s::text OR receiver_id = %(id)s::text),
+    (SELECT count(*) FROM ringfence.statuses WHERE transaction_id = ANY(%(transactions)s::text[])),
+    (SELECT count(*) FROM ringfence.labels WHERE transaction_id = ANY(%(transactions)s::text[])),
+    (
+        SELECT count(*) FROM ringfence.transactions
+        WHERE
+            sender_id <> %(id)s::text AND receiver_id <> %(id)s::text
+            AND (device_id = ANY(%(devices)s::text[]) OR card_id = ANY(%(cards)s::text[]))
+    )
+
+-- name: erase_statuses
+DELETE FROM ringfence.statuses WHERE transaction_id = ANY(%(transactions)s::text[])
+
+-- name: erase_labels
+DELETE FROM ringfence.labels WHERE transaction_id = ANY(%(transactions)s::text[])
+
+-- name: erase_transactions
+DELETE FROM ringfence.transactions WHERE sender_id = %(id)s::text OR receiver_id = %(id)s::text
+
+-- name: erase_things
+UPDATE ringfence.transactions
+SET
+    device_id = CASE WHEN device_id = ANY(%(devices)s::text[]) THEN NULL ELSE device_id END,
+    card_id = CASE WHEN card_id = ANY(%(cards)s::text[]) THEN NULL ELSE card_id END
+WHERE device_id = ANY(%(devices)s::text[]) OR card_id = ANY(%(cards)s::text[])
+
+-- name: renew_identity
+UPDATE ringfence.identity SET store_id = gen_random_uuid()
+
+-- name: vacuum
+VACUUM ringfence.transactions, ringfence.statuses, ringfence.labels

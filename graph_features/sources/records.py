@@ -29,6 +29,11 @@ UNKNOWN_TRANSACTION: Final = "unknown transaction"
 
 PARTIES_SCHEMA: Final = pa.schema([TRANSACTION_SCHEMA.field(n) for n in ("transaction_id", "sender_id", "receiver_id")])
 
+TRACE_KINDS: Final = ("transactions", "statuses", "labels", "payments of others with its devices or cards")
+ERASING: Final = ("erase_statuses", "erase_labels", "erase_transactions", "erase_things", "renew_identity")
+"""Statements that remove an account, in their order."""
+CHANGES_SCHEMA: Final = pa.schema([pa.field("seq", pa.int64()), pa.field("known_ms", pa.int64())])
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordKind:

@@ -110,11 +110,11 @@ class SegmentFolder:
             self.payments_path(segment.name).touch()
             self.accounts_path(segment.name).touch()
 
-    def sweep(self, manifest: Manifest) -> None:
-        """Delete files that were left unnamed long ago. The caller holds the lock."""
+    def sweep(self, manifest: Manifest, *, keep_s: float = KEEP_UNNAMED_S) -> None:
+        """Delete files that were left unnamed for more than `keep_s`. The caller holds the lock."""
         named = {segment.name for segment in manifest.segments}
         for path in self._segments.iterdir():
-            if path.name.partition(".")[0] not in named and time() - path.stat().st_mtime > KEEP_UNNAMED_S:
+            if path.name.partition(".")[0] not in named and time() - path.stat().st_mtime > keep_s:
                 path.unlink()
 
     def lock(self, name: str, *, wait_s: float) -> AbstractContextManager[bool]:

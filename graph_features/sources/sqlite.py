@@ -17,15 +17,18 @@ import pyarrow as pa
 from graph_features.clock import NEVER_MS
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.errors import StoreUnavailableError
-from graph_features.sources.base import MarkPending, Records, WriteResult
+from graph_features.sources.base import MarkPending, Records, Traces, WriteResult
 from graph_features.sources.cache import KINDS, WITH_PAYMENT, ReadBetween, RecordsCache, Tables
 from graph_features.sources.checksum import BUCKET_ROWS, CHECKSUM_COLUMNS, bucket_checksums, merge_checksums
 from graph_features.sources.filelock import file_lock
 from graph_features.sources.histories import Histories
 from graph_features.sources.records import (
+    CHANGES_SCHEMA,
+    ERASING,
     LABELS,
     PARTIES_SCHEMA,
     STATUSES,
+    TRACE_KINDS,
     TRANSACTIONS,
     RecordKind,
     judge,
@@ -166,6 +169,12 @@ class SqliteRecords:
             max_seq=last,
         )
 
+    def changes(self, *, after_seq: int, up_to_seq: int, before_ms: int, labels: bool) -> pa.Table:
+        """Columns seq and known_ms of what came with after_seq < seq <= up_to_seq and counts before `before_ms`."""
+        bounds = {"after_seq": after_seq, "up_to_seq": up_to_seq, "before": before_ms, "labels": labels}
+        with self._connection() as connection:
+            return self._table(connection, "changes", bounds, CHANGES_SCHEMA)
+
     def snapshot(self, *, wait: bool = False) -> Snapshot | None:
         """Everything that is committed by now, by account; None without a cache folder.
 
@@ -182,6 +191,29 @@ class SqliteRecords:
         parameters = {"ids": _json(account_ids), "before": before_ms}
         with self._connection() as connection:
             return {row[0] for row in connection.execute(self._sql["known_accounts"], parameters)}
+
+    def traces(self, account_id: str) -> Traces:
+        """What is stored of one account."""
+        with self._connection() as connection:
+            return Traces.of(account_id, connection.execute(self._sql["traces"], {"id": account_id}).fetchall())
+
+    def count_traces(self, traces: Traces) -> dict[str, int]:
+        """Rows per kind that `erase` removes or changes."""
+        with self._connection() as connection:
+            counts = connection.execute(self._sql["count_traces"], _named(traces)).fetchone()
+        return dict(zip(TRACE_KINDS, counts, strict=True))
+
+    def erase(self, traces: Traces, before_commit: MarkPending | None = None) -> None:
+        """Remove the account's records, and its devices and cards from payments of others, all or none."""
+        with self._writing() as connection:
+            for name in ERASING:
+                connection.execute(self._sql[name], _named(traces))
+            connection.execute(self._sql["take_numbers"], {"count": 1})
+            if before_commit is not None and traces.partners:
+                before_commit([(partner,) for partner in traces.partners])
+        with self._connection() as connection:
+            connection.execute(self._sql["vacuum"])  # what was deleted is to be gone from the file too
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def checksum(self, *, bucket: int | None = None) -> dict[int, tuple[int, int]]:
         """Count and checksum of transactions per bucket, or per sequence number of one `bucket`."""
@@ -291,6 +323,15 @@ class SqliteRecords:
 def _bounds(after_seq: int, up_to_seq: int, before_ms: int | None, limit: int = -1) -> dict[str, int]:
     before = NEVER_MS if before_ms is None else before_ms
     return {"after_seq": after_seq, "up_to_seq": up_to_seq, "before": before, "limit": limit}
+
+
+def _named(traces: Traces) -> dict[str, str]:
+    return {
+        "id": traces.account_id,
+        "transactions": _json(traces.transaction_ids),
+        "devices": _json(traces.devices),
+        "cards": _json(traces.cards),
+    }
 
 
 def _json(ids: Sequence[str]) -> str:

@@ -131,6 +131,25 @@ SELECT seq, transaction_id, event_timestamp, sender_id, receiver_id, amount_base
 FROM transactions
 WHERE seq > :after_seq AND seq <= :up_to_seq
 
+-- name: changes
+-- What a status or label says of its payment counts from the payment on.
+SELECT seq, known
+FROM (
+    SELECT seq, event_timestamp AS known
+    FROM transactions
+    WHERE seq > :after_seq AND seq <= :up_to_seq
+    UNION ALL
+    SELECT statuses.seq, max(statuses.status_timestamp, transactions.event_timestamp)
+    FROM statuses JOIN transactions USING (transaction_id)
+    WHERE statuses.seq > :after_seq AND statuses.seq <= :up_to_seq
+    UNION ALL
+    SELECT labels.seq, max(labels.label_timestamp, transactions.event_timestamp)
+    FROM labels JOIN transactions USING (transaction_id)
+    WHERE :labels AND labels.seq > :after_seq AND labels.seq <= :up_to_seq
+)
+WHERE known < :before
+ORDER BY seq
+
 -- name: transactions_of_accounts
 SELECT * FROM transactions
 WHERE sender_id IN (SELECT value FROM json_each(:ids)) AND event_timestamp < :before AND +seq <= :up_to_seq
@@ -159,3 +178,46 @@ FROM json_each(:ids) AS wanted
 WHERE
     EXISTS (SELECT 1 FROM transactions WHERE sender_id = wanted.value AND event_timestamp < :before)
     OR EXISTS (SELECT 1 FROM transactions WHERE receiver_id = wanted.value AND event_timestamp < :before)
+
+-- name: traces
+SELECT transaction_id, event_timestamp, sender_id, receiver_id, device_id, card_id
+FROM transactions
+WHERE sender_id = :id OR receiver_id = :id
+
+-- name: count_traces
+SELECT
+    (SELECT count(*) FROM transactions WHERE sender_id = :id OR receiver_id = :id),
+    (SELECT count(*) FROM statuses WHERE transaction_id IN (SELECT value FROM json_each(:transactions))),
+    (SELECT count(*) FROM labels WHERE transaction_id IN (SELECT value FROM json_each(:transactions))),
+    (
+        SELECT count(*) FROM transactions
+        WHERE
+            sender_id <> :id AND receiver_id <> :id
+            AND (
+                device_id IN (SELECT value FROM json_each(:devices))
+                OR card_id IN (SELECT value FROM json_each(:cards))
+            )
+    )
+
+-- name: erase_statuses
+DELETE FROM statuses WHERE transaction_id IN (SELECT value FROM json_each(:transactions))
+
+-- name: erase_labels
+DELETE FROM labels WHERE transaction_id IN (SELECT value FROM json_each(:transactions))
+
+-- name: erase_transactions
+DELETE FROM transactions WHERE sender_id = :id OR receiver_id = :id
+
+-- name: erase_things
+UPDATE transactions
+SET
+    device_id = CASE WHEN device_id IN (SELECT value FROM json_each(:devices)) THEN NULL ELSE device_id END,
+    card_id = CASE WHEN card_id IN (SELECT value FROM json_each(:cards)) THEN NULL ELSE card_id END
+WHERE
+    device_id IN (SELECT value FROM json_each(:devices)) OR card_id IN (SELECT value FROM json_each(:cards))
+
+-- name: renew_identity
+UPDATE identity SET store_id = hex(randomblob(16))
+
+-- name: vacuum
+VACUUM

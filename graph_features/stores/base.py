@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -20,6 +21,9 @@ class OnlineStore(Protocol):
 
     def ping(self) -> None:
         """Raise StoreUnavailableError unless the store answers."""
+
+    def epoch(self) -> str:
+        """A name for this life of the store: another one means that acknowledged writes may have been lost."""
 
     def write(self, view: ViewSchema, table: pa.Table) -> int:
         """Write rows (view.arrow_schema); return how many were stored, the rest being older than what is there."""
@@ -43,6 +47,9 @@ class OnlineStore(Protocol):
 
     def clear_pending(self, tokens: Mapping[EntityKey, str]) -> None:
         """Remove marks whose token is still the given one; a newer mark stays."""
+
+    def delete(self, view: ViewSchema, keys: Sequence[EntityKey]) -> None:
+        """Remove the rows of these entities in one view."""
 
     def delete_view(self, view: ViewSchema) -> None:
         """Remove every row of one view."""
@@ -74,6 +81,23 @@ class ValueStore(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Offline rows of one piece of work: how many, and where (a table, or a file renamed into place).
+
+    `connection` is that of the transaction (psycopg) which wrote them and is about to commit; None where rows are
+    files, which count already.
+    """
+
+    rows: int
+    name: str
+    connection: Any = None
+
+
+OnWritten = Callable[[Written], None]
+"""Called when a piece's rows are complete; where there is a transaction, an error takes them back."""
+
+
 class OfflineStore(Protocol):
     """Every version of every row. Reading it is Feast's business."""
 
@@ -88,5 +112,17 @@ class OfflineStore(Protocol):
 
         `part` names the piece of work, so that writing it again replaces what an earlier try left.
         """
+
+    def write_all(self, view: ViewSchema, tables: Iterable[pa.Table], *, part: str, on_written: OnWritten) -> int:
+        """`write` the tables of one piece together, all or none, and call `on_written` before they are committed."""
+
+    def count_entity(self, view: ViewSchema, entity_id: str) -> int:
+        """Row versions that name an account: as (a part of) their key, or in a list."""
+
+    def delete_entities(self, view: ViewSchema, entity_ids: Sequence[str]) -> int:
+        """Remove every version of every row that names one of these accounts in its key; return how many."""
+
+    def delete_before(self, view: ViewSchema, before_ms: int) -> int:
+        """Remove row versions older than `before_ms`; of event views each entity keeps its newest one of them."""
 
     def close(self) -> None: ...

@@ -38,6 +38,9 @@ SELECT key, token FROM pending_marks WHERE key >= ? AND key < ?;
 -- name: clear
 DELETE FROM pending_marks WHERE key = ? AND token = ?;
 
+-- name: delete_row
+DELETE FROM online_rows WHERE key = ?;
+
 -- name: delete_rows
 DELETE FROM online_rows WHERE key >= ? AND key < ?;
 

@@ -15,17 +15,20 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from graph_features.errors import SchemaMismatchError, StoreUnavailableError
 from graph_features.schema import ViewSchema
+from graph_features.stores.base import OnWritten, Written
+from graph_features.stores.past import is_past, names_of, newest_before
 from graph_features.stores.versions import WRITE_ORDER, last_written, once
 
 MANIFEST = "parts.json"
@@ -86,30 +89,69 @@ class ParquetOfflineStore:
             if types.keys() - manifest.types.keys():
                 manifest.types.update(types)
                 name = f"{_take_order(folder, manifest):010d}-schema.parquet"
-                _write(folder / name, view.arrow_schema.append(WRITE_ORDER).empty_table())
+                _write(folder / name, view.arrow_schema.append(WRITE_ORDER), [])
                 manifest.parts.append(Part(file=name, part=f"schema {view.fingerprint:016x}", order=0, rows=0))
                 _save(folder, manifest)
 
     def write(self, view: ViewSchema, table: pa.Table, *, part: str) -> int:
         """Write the rows of `part` as one file and return their number; an earlier file of the part counts no more."""
-        view.check(table)
+        return self.write_all(view, [table], part=part, on_written=lambda _: None)
+
+    def write_all(self, view: ViewSchema, tables: Iterable[pa.Table], *, part: str, on_written: OnWritten) -> int:
+        """Write all tables as one file under a temporary name, rename it, and call `on_written` once it counts."""
         self.create_view(view)
         with _locked(self._folder / view.name) as folder:
             order = _take_order(folder, _load(folder))
         # The long part is done without the lock; the order taken above says whose row counts.
         name = f"{order:010d}-{_slug(part)}.parquet"
-        rows = once(view, table)
-        _write(folder / name, rows.append_column(WRITE_ORDER, pa.repeat(pa.scalar(order), rows.num_rows)))
+        rows = _write(folder / name, view.arrow_schema.append(WRITE_ORDER), _numbered(view, tables, order))
         with _locked(folder):
             manifest = _load(folder)
-            written = Part(file=name, part=part, order=order, rows=rows.num_rows)
+            written = Part(file=name, part=part, order=order, rows=rows)
             tries = [*(old for old in manifest.parts if old.part == part), written]
             manifest.parts.append(written)
             _retire(folder, manifest, sorted(tries, key=lambda one: one.order)[:-1])
             _merge_small(folder, view, manifest)
             _save(folder, manifest)
             _sweep(folder, manifest)
-        return int(table.num_rows)
+        on_written(Written(rows=rows, name=f"{view.name}/{name}"))
+        return rows
+
+    def count_entity(self, view: ViewSchema, entity_id: str) -> int:
+        """Counts in every file, those included that count no more and wait for their readers to end."""
+        return sum(
+            int(pc.sum(names_of(view, pq.read_table(path, partitioning=None), [entity_id])).as_py() or 0)
+            for path in (self._folder / view.name).glob("*.parquet")
+        )
+
+    def delete_entities(self, view: ViewSchema, entity_ids: Sequence[str]) -> int:
+        return self._rewrite(view, lambda table: names_of(view, table, entity_ids, lists=False))
+
+    def delete_before(self, view: ViewSchema, before_ms: int) -> int:
+        with _locked(self._folder / view.name) as folder:
+            newest = newest_before(view, [folder / part.file for part in _load(folder).parts], before_ms)
+        return self._rewrite(view, lambda table: is_past(view, table, before_ms, newest))
+
+    def _rewrite(self, view: ViewSchema, unwanted: Callable[[pa.Table], pa.ChunkedArray]) -> int:
+        """Write the live files anew without unwanted rows and delete every other file at once; return the rows lost."""
+        lost = 0
+        with _locked(self._folder / view.name) as folder:
+            manifest = _load(folder)
+            for position, part in enumerate(manifest.parts):
+                table = pq.read_table(folder / part.file, partitioning=None)
+                kept = table.filter(pc.invert(unwanted(table)))
+                if kept.num_rows < table.num_rows:
+                    lost += table.num_rows - kept.num_rows
+                    name = f"{_take_order(folder, manifest):010d}-kept.parquet"
+                    _write(folder / name, kept.schema, [kept])
+                    manifest.parts[position] = replace(part, file=name, rows=kept.num_rows)
+            _save(folder, manifest)
+            if lost:
+                live = {part.file for part in manifest.parts}
+                for path in folder.glob("*.parquet*"):
+                    if path.name not in live:
+                        path.unlink(missing_ok=True)
+        return lost
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -153,19 +195,42 @@ def _take_order(folder: Path, manifest: Manifest) -> int:
 
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreUnavailableError(f"the offline store cannot write {path}: {error}; see to the disk") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def _numbered(view: ViewSchema, tables: Iterable[pa.Table], order: int) -> Iterator[pa.Table]:
+    """Yield each table without repeated versions, with the number of this write behind its columns."""
+    for table in tables:
+        rows = once(view, view.check(table))
+        yield rows.append_column(WRITE_ORDER, pa.repeat(pa.scalar(order), rows.num_rows))
+
+
+def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Write a file whole or not at all; return its number of rows. Raises StoreUnavailableError."""
     temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary, compression="zstd", compression_level=1)
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    rows = 0
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1) as writer:
+            for table in tables:
+                writer.write_table(table)
+                rows += table.num_rows
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreUnavailableError(f"the offline store cannot write {path}: {error}; see to the disk") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
 
 
 def _slug(part: str) -> str:
@@ -193,7 +258,7 @@ def _merge_small(folder: Path, view: ViewSchema, manifest: Manifest) -> None:
         merged = last_written(view, pa.concat_tables(tables, promote_options="default"))
         order = _take_order(folder, manifest)
         name = f"{order:010d}-merged.parquet"
-        _write(folder / name, merged)
+        _write(folder / name, merged.schema, [merged])
         _retire(folder, manifest, small)
         manifest.parts.append(Part(file=name, part="", order=order, rows=merged.num_rows))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from graph_features.errors import SchemaMismatchError, StoreUnavailableError
 from graph_features.schema import ViewSchema
 from graph_features.settings import PostgresSettings
+from graph_features.stores.base import OnWritten, Written
 from graph_features.stores.local import PerThread
 from graph_features.stores.pgcopy import copy_chunks, postgres_type
+from graph_features.stores.pgdelete import delete_before, delete_entities, named_rows
 from graph_features.stores.versions import identity, once
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class PostgresOfflineStore:
             connection = self._connections.get()
             with connection.transaction(), connection.cursor() as cursor:
                 yield cursor
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.InsufficientPrivilege) as error:
             self._connections.drop()
             raise StoreUnavailableError(
                 f"PostgreSQL at {self._settings.host}:{self._settings.port} failed ({error}); check that it runs "
@@ -73,21 +75,53 @@ class PostgresOfflineStore:
 
     def write(self, view: ViewSchema, table: pa.Table, *, part: str) -> int:  # noqa: ARG002 - versions replace themselves
         """Write rows all or none and return their number; `part` does not matter here, equal versions are replaced."""
-        import psycopg
-
-        view.check(table)
-        rows = once(view, table)
         with self._transaction() as cursor:
-            try:
-                # New rows go straight in; that is twice as fast as through a second table.
-                with cursor.connection.transaction():
-                    _copy(cursor, sql_table(view.name), rows)
-            except psycopg.errors.UniqueViolation:
-                _merge(cursor, view, rows)
-        return int(rows.num_rows)
+            return _write(cursor, view, table)
+
+    def write_all(self, view: ViewSchema, tables: Iterable[pa.Table], *, part: str, on_written: OnWritten) -> int:  # noqa: ARG002
+        """Write all tables in one transaction and call `on_written` in it, as its last statement."""
+        with self._transaction() as cursor:
+            rows = sum(_write(cursor, view, table) for table in tables)
+            on_written(Written(rows=rows, name=f"{SCHEMA}.{view.name}", connection=cursor.connection))
+        return rows
+
+    def count_entity(self, view: ViewSchema, entity_id: str) -> int:
+        with self._transaction() as cursor:
+            return named_rows(cursor, view, entity_id) if _columns(cursor, view.name) else 0
+
+    def delete_entities(self, view: ViewSchema, entity_ids: Sequence[str]) -> int:
+        with self._transaction() as cursor:
+            if not _columns(cursor, view.name):
+                return 0
+            deleted = delete_entities(cursor, view, entity_ids)
+        self._vacuum(view)  # what was deleted is to be gone from the files too
+        return deleted
+
+    def delete_before(self, view: ViewSchema, before_ms: int) -> int:
+        with self._transaction() as cursor:
+            return delete_before(cursor, view, before_ms) if _columns(cursor, view.name) else 0
+
+    def _vacuum(self, view: ViewSchema) -> None:
+        from psycopg import sql
+
+        self._connections.get().execute(sql.SQL("VACUUM {}").format(sql_table(view.name)))
 
     def close(self) -> None:
         self._connections.close()
+
+
+def _write(cursor: psycopg.Cursor, view: ViewSchema, table: pa.Table) -> int:
+    import psycopg
+
+    view.check(table)
+    rows = once(view, table)
+    try:
+        # New rows go straight in; that is twice as fast as through a second table.
+        with cursor.connection.transaction():
+            _copy(cursor, sql_table(view.name), rows)
+    except psycopg.errors.UniqueViolation:
+        _merge(cursor, view, rows)
+    return int(rows.num_rows)
 
 
 def _connect(settings: PostgresSettings) -> psycopg.Connection:
@@ -189,6 +223,7 @@ def _merge(cursor: psycopg.Cursor, view: ViewSchema, table: pa.Table) -> None:
     cursor.execute(
         sql.SQL("CREATE TEMPORARY TABLE IF NOT EXISTS {} ({}) ON COMMIT DELETE ROWS").format(incoming, definitions)
     )
+    cursor.execute(sql.SQL("TRUNCATE {}").format(incoming))  # what an earlier table of this transaction left
     _copy(cursor, incoming, table)
     cursor.execute(
         sql.SQL(

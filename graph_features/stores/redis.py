@@ -73,6 +73,16 @@ class RedisOnlineStore:
         with self._answering():
             return self._link.get(names)
 
+    def epoch(self) -> str:
+        """The servers' run ids: without an append-only file a restart loses what came after the last snapshot."""
+        with self._answering():
+            client: Any = self._link.client
+            # A cluster answers for every node by its name.
+            found = client.info(target_nodes="all") if hasattr(client, "nodes_manager") else client.info()
+        nodes = [found] if "run_id" in found else [found[name] for name in sorted(found)]
+        lives = ("append-only" if node.get("aof_enabled") else str(node["run_id"]) for node in nodes)
+        return " ".join(lives)
+
     def write(self, view: ViewSchema, table: pa.Table) -> int:
         values = encode(view, table)
         columns = [table[key].to_pylist() for key in view.keys]
@@ -121,6 +131,12 @@ class RedisOnlineStore:
             for part in slices(len(pairs), FIELDS_PER_COMMAND):
                 flat = [item for pair in pairs[part] for item in pair]
                 self._link.client.eval(CLEAR, 1, self._pending_hash, *flat)
+
+    def delete(self, view: ViewSchema, keys: Sequence[EntityKey]) -> None:
+        names = row_keys(self._project, view.name, keys)
+        with self._answering():
+            for part in slices(len(names), SCANNED_PER_STEP):
+                self._link.unlink(names[part])
 
     def delete_view(self, view: ViewSchema) -> None:
         self.delete_rows(view.name)

@@ -69,6 +69,10 @@ class SqliteOnlineStore:
         with self._connection() as connection:
             connection.execute("SELECT count(*) FROM pending_marks WHERE key = x''").fetchone()
 
+    def epoch(self) -> str:
+        """Always the same: what was committed survives the process."""
+        return ""
+
     @property
     def project(self) -> str:
         return self._project
@@ -143,6 +147,11 @@ class SqliteOnlineStore:
         if tokens:
             with self._transaction() as connection:
                 connection.executemany(_sql("clear"), [(self._mark(key), token) for key, token in tokens.items()])
+
+    def delete(self, view: ViewSchema, keys: Sequence[EntityKey]) -> None:
+        names = row_keys(self._project, view.name, keys)
+        with self._transaction() as connection:
+            connection.executemany(_sql("delete_row"), [(name,) for name in names])
 
     def delete_view(self, view: ViewSchema) -> None:
         self.delete_rows(view.name)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from graph_features.schema import FeatureSchema, ViewSchema
     from graph_features.stores.blocks import RowBlock
 
-Views = Annotated[list[str] | None, typer.Option("--views", help="Feature views; all by default.")]
+Views = Annotated[
+    list[str] | None, typer.Option("--features", "--views", help="Feature views; repeatable, all by default.")
+]
 
 
 def apply() -> None:
@@ -34,20 +36,42 @@ def backfill(
     every: Annotated[str, typer.Option(help="Distance of slices: 6h, 1d, ...")] = "1d",
     views: Views = None,
     partitions: Annotated[int, typer.Option(min=1, help="Pieces that event views are split into.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, each with chunks of its own.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the chunks and an estimate.")] = False,
+    stale: Annotated[bool, typer.Option("--stale", help="Instead: what late records or new code made stale.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Start anew even if the same backfill was interrupted.")] = False,
     resume: Annotated[UUID | None, typer.Option(help="Go on with a job that failed or was stopped.")] = None,
 ) -> None:
-    """Fill a period with feature rows, offline and, where newer, online. What is done already is not done twice."""
+    """Fill a period with feature rows, offline and, where newer, online.
+
+    Run again after an interruption it does what is missing; the schedule is left alone.
+    """
     if resume is not None:
         say(resume_job(resume))
         return
-    parameters: dict[str, Any] = {"every": every, "partitions": partitions}
+    parameters: dict[str, Any] = {"workers": workers}
     if views:
-        parameters["views"] = views
-    if from_ is not None:
-        parameters["from"] = from_.isoformat()
-    if to is not None:
-        parameters["to"] = to.isoformat()
-    say(run_job("backfill", parameters))
+        parameters["views"] = list(dict.fromkeys(name.partition(":")[0] for name in views))
+    if not stale:
+        parameters |= {"every": every, "partitions": partitions}
+        parameters |= {name: at.isoformat() for name, at in (("from", from_), ("to", to)) if at is not None}
+    kind = "recompute" if stale else "backfill"
+    if dry_run:
+        _dry_run(kind, parameters, workers)
+        return
+    say(run_job(kind, parameters, take_up=not new))
+
+
+def _dry_run(kind: str, parameters: dict[str, Any], workers: int) -> None:
+    from graph_features.jobs.estimates import estimate
+    from infra.jobs import job_runner, planned_chunks
+
+    with job_runner() as runner:
+        keys = planned_chunks(runner, kind, parameters)
+        about = estimate(runner.ledger, keys, workers=workers)
+    for key in keys:
+        say(f"{key}  code {key.view_hash}")
+    say(f"{len(keys):,} chunks; {about}; nothing was written")
 
 
 def materialize(
@@ -59,27 +83,6 @@ def materialize(
     if as_of is not None:
         parameters["as_of"] = as_of.isoformat()
     say(run_job("materialize", parameters))
-
-
-def jobs(
-    job: Annotated[UUID | None, typer.Argument(help="One job in full; all, newest first, without it.")] = None,
-    limit: Annotated[int, typer.Option(min=1)] = 20,
-) -> None:
-    """Show jobs: what ran, runs, failed and why."""
-    from graph_features.jobs.ledger import open_ledger
-    from graph_features.settings import PlatformSettings, load
-
-    ledger = open_ledger(load(PlatformSettings))
-    try:
-        found = ledger.list(limit=limit) if job is None else [ledger.get(job)]
-    finally:
-        ledger.close()
-    columns = ["job", "kind", "state", "progress", "created", "finished", "error"]
-    rows = [
-        [j.id, j.kind, j.state, f"{j.progress_done}/{j.progress_total or '?'}", j.created_at, j.finished_at, j.error]
-        for j in found
-    ]
-    table("jobs", columns, rows)
 
 
 def features(
@@ -136,5 +139,5 @@ def _cell(block: RowBlock, feature: FeatureSchema, row: int) -> str | None:
 
 
 def register(app: typer.Typer) -> None:
-    for command in (apply, backfill, materialize, jobs, features):
+    for command in (apply, backfill, materialize, features):
         app.command()(command)

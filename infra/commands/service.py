@@ -42,7 +42,7 @@ def schedule(
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        run_schedule(file, runner.handlers, runner.ledger, stop)
+        run_schedule(file, runner.handlers, runner.ledger, stop, settings=runner.settings)
 
 
 def predict(

@@ -25,6 +25,7 @@ from graph_features.jobs.records import ChunkKey, ChunkState, JobState
 from graph_features.jobs.runner import JobRunner
 from graph_features.jobs.tables import chunks, jobs, ticks
 from graph_features.settings import FeatureSettings, PlatformSettings
+from graph_features.stores.base import Written
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
@@ -109,7 +110,7 @@ def test_jobs_that_make_no_sense_cannot_be_stored(ledger: Ledger, values: dict[s
     """A row whose state and other columns contradict each other must be refused by the database itself."""
     row = {
         "id": uuid4(), "kind": "k", "parameters": {}, "requested_by": "t", "due_at": NOON, "created_at": NOON,
-        "cancel_requested": False, "attempts": 0, "progress_done": 0,
+        "attempts": 0, "progress_done": 0,
     }  # fmt: skip
     with pytest.raises(sa.exc.IntegrityError), ledger.engine.begin() as connection:
         connection.execute(jobs.insert().values({**row, **values}))
@@ -163,7 +164,7 @@ def test_a_chunk_goes_through_its_states(ledger: Ledger, clock: Clock) -> None:
     chunk = ledger.chunks.claim(job_id, "r")
     assert chunk is not None
     clock.now += timedelta(seconds=3)
-    ledger.chunks.offline_committed(chunk, rows=42)
+    ledger.chunks.offline_committed(chunk, Written(rows=42, name="n"))
     assert ledger.chunks.claim(job_id, "other") is None
     ledger.chunks.done(chunk)
     (done,) = ledger.chunks.list(job_id)
@@ -182,7 +183,7 @@ def test_many_runners_share_chunks_without_overlap(ledger: Ledger) -> None:
         had = []
         while (chunk := ledger.chunks.claim(job_id, name)) is not None:
             had.append(chunk.key.start_ms)
-            ledger.chunks.offline_committed(chunk, rows=1)
+            ledger.chunks.offline_committed(chunk, Written(rows=1, name="n"))
             ledger.chunks.done(chunk)
         return had
 
@@ -191,7 +192,7 @@ def test_many_runners_share_chunks_without_overlap(ledger: Ledger) -> None:
     # A runner that meets others' claims may see nothing free and leave; the last one leaves nothing behind.
     while (chunk := ledger.chunks.claim(job_id, "late")) is not None:
         had.append(chunk.key.start_ms)
-        ledger.chunks.offline_committed(chunk, rows=1)
+        ledger.chunks.offline_committed(chunk, Written(rows=1, name="n"))
         ledger.chunks.done(chunk)
     assert sorted(had) == list(range(30))
     assert ledger.chunks.counts(job_id)[ChunkState.DONE] == 30
@@ -206,7 +207,7 @@ def test_two_jobs_do_not_run_the_same_work_at_once(ledger: Ledger) -> None:
     assert theirs is not None
     assert (mine.key.start_ms, theirs.key.start_ms) == (0, 1)
     assert ledger.chunks.claim(second, "s") is None
-    ledger.chunks.offline_committed(mine, rows=1)
+    ledger.chunks.offline_committed(mine, Written(rows=1, name="n"))
     assert ledger.chunks.claim(second, "s") is None, "it is still being written online"
     ledger.chunks.done(mine)
     freed = ledger.chunks.claim(second, "s")
@@ -219,7 +220,7 @@ def test_a_dead_runners_work_is_taken_over(ledger: Ledger, clock: Clock) -> None
     job_id = job_with(ledger, 2, runner="dead")
     lost = ledger.chunks.claim(job_id, "dead")
     assert lost is not None
-    ledger.chunks.offline_committed(lost, rows=5)
+    ledger.chunks.offline_committed(lost, Written(rows=5, name="n"))
     clock.now += timedelta(seconds=59)
     assert ledger.beat(job_id, "dead") is False
     clock.now += timedelta(seconds=59)
@@ -246,7 +247,7 @@ def test_finishing_puts_down_what_is_in_hand(ledger: Ledger) -> None:
     job_id = job_with(ledger, 2)
     written, started = ledger.chunks.claim(job_id, "r"), None
     assert written is not None
-    ledger.chunks.offline_committed(written, rows=1)
+    ledger.chunks.offline_committed(written, Written(rows=1, name="n"))
     started = ledger.chunks.claim(job_id, "r")
     assert started is not None
     assert ledger.finish(job_id, "r", JobState.CANCELLED).finished_at is not None
@@ -261,7 +262,7 @@ def test_failed_chunks_are_reopened_where_they_stopped(ledger: Ledger) -> None:
         chunk = ledger.chunks.claim(job_id, "r")
         assert chunk is not None
         if chunk.key.start_ms == 1:
-            ledger.chunks.offline_committed(chunk, rows=1)
+            ledger.chunks.offline_committed(chunk, Written(rows=1, name="n"))
         ledger.chunks.failed(chunk, "redis went away")
     assert ledger.chunks.claim(job_id, "r") is None
     assert ledger.chunks.reopen(job_id) == 2
@@ -282,7 +283,7 @@ def test_ticks_fire_once_under_contention(ledger: Ledger) -> None:
     assert len(taken) == 1
     assert [job.id for job in ledger.list()] == taken
     assert ledger.get(taken[0]).due_at == NOON
-    assert list(ledger.tick_times("nightly")) == [NOON]
+    assert list(ledger.schedules.tick_times("nightly")) == [NOON]
     with pytest.raises(sa.exc.IntegrityError), ledger.engine.begin() as connection:
         connection.execute(ticks.insert().values(schedule="nightly", tick_at=NOON, job_id=taken[0], created_at=NOON))
 
@@ -374,3 +375,25 @@ def test_backfill_and_materialize_fill_the_real_stores(stores: RealStores, tmp_p
     assert written[0] == written[1] > 0
     runner.close()
     ledger.close()
+
+
+def test_changes_tell_from_when_late_records_count(stores: RealStores) -> None:
+    """A status or label counts from when it became known, not before its payment; labels only if asked for."""
+    from graph_features.clock import to_ms
+    from graph_features.contracts import LABEL_SCHEMA, STATUS_SCHEMA
+
+    seq, minute = stores.records.max_seq(), timedelta(minutes=1)
+    status = {"transaction_id": "t0", "status": "reversed", "status_timestamp": NOON - timedelta(days=9)}
+    label = {"transaction_id": "t1", "is_fraud": True, "label_timestamp": NOON + minute, "fraud_party": "both"}
+    stores.records.write_statuses(pa.Table.from_pylist([status], STATUS_SCHEMA))
+    stores.records.write_labels(pa.Table.from_pylist([label], LABEL_SCHEMA))
+
+    def changes(before: datetime, *, labels: bool, up_to_seq: int = seq + 2) -> list[tuple[int, int]]:
+        found = stores.records.changes(after_seq=seq, up_to_seq=up_to_seq, before_ms=to_ms(before), labels=labels)
+        return list(zip(found["seq"].to_pylist(), found["known_ms"].to_pylist(), strict=True))
+
+    late = [(seq + 1, to_ms(NOON)), (seq + 2, to_ms(NOON + minute))]
+    assert changes(NOON + 2 * minute, labels=True) == late
+    assert changes(NOON + 2 * minute, labels=False) == late[:1]
+    assert changes(NOON + 2 * minute, labels=True, up_to_seq=seq + 1) == late[:1]
+    assert changes(NOON, labels=True) == []

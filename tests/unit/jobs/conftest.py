@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +20,10 @@ from graph_features.jobs.ledger import Ledger
 from graph_features.schema import ViewSchema
 from graph_features.settings import FeatureSettings
 from graph_features.sources.base import Records
+from graph_features.sources.records import CHANGES_SCHEMA
+from graph_features.stores.base import OnWritten, Written
 
+MILLISECOND = timedelta(milliseconds=1)
 EPOCH_DAY = 19_000  # 2022-01-08
 Key = tuple[Any, ...]
 
@@ -113,6 +116,15 @@ class MemoryRecords:
         sent, received = (pc.is_in(found.transactions[name], value_set=chosen) for name in ("sender_id", "receiver_id"))
         return replace(found, transactions=found.transactions.filter(pc.or_(sent, received)))
 
+    def changes(self, *, after_seq: int, up_to_seq: int, before_ms: int, labels: bool) -> pa.Table:
+        found = [
+            {"seq": row["seq"], "known_ms": (row["event_timestamp"] - datetime(1970, 1, 1, tzinfo=UTC)) // MILLISECOND}
+            for row in self._transactions()
+            if after_seq < row["seq"] <= up_to_seq
+        ]
+        found = [row for row in found if row["known_ms"] < before_ms]
+        return pa.Table.from_pylist(sorted(found, key=lambda row: row["seq"]), CHANGES_SCHEMA)
+
     def known_accounts(self, account_ids: Sequence[str], *, before_ms: int) -> set[str]:
         found = self.read_all(before_ms=before_ms).transactions
         return set(account_ids) & {*found["sender_id"].to_pylist(), *found["receiver_id"].to_pylist()}
@@ -127,9 +139,21 @@ class MemoryStore:
     parts: list[str] = field(default_factory=list)
     views: set[str] = field(default_factory=set)
     newest_only: bool = False
+    life: str = ""
 
     def create_view(self, view: ViewSchema) -> None:
         self.views.add(view.name)
+
+    def ping(self) -> None:
+        return
+
+    def epoch(self) -> str:
+        return self.life
+
+    def write_all(self, view: ViewSchema, tables: Iterable[pa.Table], *, part: str, on_written: OnWritten) -> int:
+        count = sum(self.write(view, table, part=f"{part}-{position}") for position, table in enumerate(tables))
+        on_written(Written(rows=count, name=part))
+        return count
 
     def write(self, view: ViewSchema, table: pa.Table, *, part: str = "") -> int:
         self.fail(view, part)

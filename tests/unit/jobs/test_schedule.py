@@ -33,7 +33,7 @@ def ticks(zone: str = "UTC", **values: Any) -> Ticks:
 
 def test_the_example_file_is_valid(ledger: Any, make_stores: Any) -> None:
     """The documented example must be accepted as it stands, kinds and parameters included."""
-    kinds = feature_kinds(make_stores()) | {"train": lambda _: None, "evaluate": lambda _: None}
+    kinds = feature_kinds(make_stores()) | dict.fromkeys(("train", "evaluate", "retention"), lambda _: None)
     schedule = check_schedule(EXAMPLE, JobRunner(ledger=ledger, handlers=kinds))
     assert {job.kind for job in schedule.jobs} >= {"sync_graph", "materialize", "slices", "backfill", "train"}
 
@@ -154,7 +154,7 @@ def test_two_schedulers_run_every_tick_once(tmp_path: Path, ledger: Any, stop: A
         thread.join(30)
         assert not thread.is_alive()
     assert set(due.values()) == {1}
-    assert sorted(real_time.tick_times("fast")) == sorted(due)
+    assert sorted(real_time.schedules.tick_times("fast")) == sorted(due)
     moments = sorted(due)
     assert all(moment.microsecond == 0 for moment in moments)
     assert {job.state for job in real_time.list()} == {JobState.DONE}

@@ -430,7 +430,15 @@ def test_jobs_are_queued_listed_and_cancelled(run_app: Any) -> None:
     assert (reply.status_code, reply.headers["location"]) == (202, f"/jobs/{job['id']}")
     assert client.get(f"/jobs/{job['id']}").json()["job"]["kind"] == "materialize"
     assert [item["id"] for item in client.get("/jobs").json()["jobs"]] == [job["id"]]
-    assert client.post(f"/jobs/{job['id']}/cancel").json()["job"]["state"] == "cancelled"
+    address = f"/jobs/{job['id']}"
+    assert client.post(f"{address}/cancel").json()["job"]["state"] == "cancelled"
+    assert client.post(f"{address}/resume").json()["job"]["state"] == "queued"
+    assert client.post(f"{address}/resume").status_code == 409
+    assert client.post(f"{address}/pause").json()["job"]["state"] == "paused"
+    assert client.post(f"{address}/cancel").json()["job"]["state"] == "cancelled"
+    shown = client.get(address).json()["job"]
+    assert (shown["chunks"]["done"], shown["failed_chunks"], shown["eta_s"]) == (0, [], None)
+    assert client.post("/jobs/00000000-0000-0000-0000-000000000000/pause").status_code == 404
     assert client.get("/jobs/00000000-0000-0000-0000-000000000000").status_code == 404
     wrong = client.post("/jobs", json={"kind": "dance"})
     assert (wrong.status_code, wrong.json()["field"]) == (400, "kind")
