@@ -17,11 +17,13 @@ from infra.local.state import ServerState, write_private
 from infra.local.users import User
 
 DATABASES = 64
-SNAPSHOTS = ("save 300 1000", "save 3600 1")  # seconds and changes; with any rule, one is also made at the end
+# A crash must not forget which rows are pending: that would make stale ones look fresh.
+DURABLE = ("appendonly yes", "appendfsync everysec", 'save ""')
+NOT_DURABLE = ("appendonly no", 'save ""')
 
 
 class RedisServer:
-    """One Redis; durable means a snapshot now and then and at the end, never an append-only file."""
+    """One Redis; durable means an append-only file: a killed server loses nothing, a lost machine the last second."""
 
     name = "redis"
     stop_signal = signal.SIGTERM
@@ -33,7 +35,7 @@ class RedisServer:
         return None
 
     def find(self, *, packaged: bool, folder: Path | None) -> Binary:  # noqa: ARG002 - the protocol's, for PostgreSQL
-        """See Server.find; any version reads the snapshots of an older one."""
+        """See Server.find; any version reads the files of an older one."""
         return find_redis(packaged=packaged)
 
     def prepare(self, state: ServerState, say: Callable[[str], None]) -> None:  # noqa: ARG002 - nothing takes long
@@ -45,8 +47,7 @@ class RedisServer:
             f"requirepass {state.password}",
             f"databases {DATABASES}",
             "daemonize no",
-            "appendonly no",
-            *(SNAPSHOTS if state.durable else ('save ""',)),
+            *(DURABLE if state.durable else NOT_DURABLE),
             "tcp-keepalive 60",
         ]
         write_private(folder_of(state) / "redis.conf", "\n".join(lines) + "\n")

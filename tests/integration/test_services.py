@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 from graph_features.errors import ServiceError
 from graph_features.settings import Neo4jSettings, PostgresSettings, RedisSettings
+from graph_features.stores.redis import RedisOnlineStore
 from infra.cli_services import app
 from infra.local import process, servers
 from infra.local.binaries import package_folder
@@ -318,6 +319,17 @@ def test_purge_removes_data_and_passwords(guarded_home: Callable[[], Path]) -> N
     assert not [folder for folder in (*folders, home / "services") if folder.exists()]
     after = servers.up(home, only=("redis",), durable=False)
     assert after.redis.password != before.redis.password
+
+
+def test_a_killed_redis_forgets_nothing(redis_home: Path) -> None:
+    """What a durable Redis acknowledged is there after a SIGKILL: rows, and marks of what is pending."""
+    store = RedisOnlineStore(servers.up(redis_home, only=("redis",)).redis, project="test")
+    store.mark_pending([("a",), ("a", "b")])
+    store.close()
+    kill(redis_home, "redis")
+    store = RedisOnlineStore(servers.up(redis_home, only=("redis",)).redis, project="test")
+    assert set(store.all_pending()) == {("a",), ("a", "b")}
+    store.close()
 
 
 def test_concurrent_ups_start_one_server(redis_home: Path) -> None:
