@@ -46,7 +46,7 @@ serve: install   ## Serve the REST API on what the demo made
 	$(BIN)/ringfence serve
 
 test: install    ## All tests, JOBS=2 at once; each starts PostgreSQL, Redis and Neo4j itself and stops them again
-	$(APART) $(BIN)/pytest --numprocesses=$(JOBS) --dist=loadfile --durations=20
+	$(APART) $(BIN)/pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --durations=20
 
 test-unit: install  ## The fast tests, no servers
 	$(APART) $(BIN)/pytest tests/unit tests/architecture
