@@ -90,9 +90,10 @@ def entity_rows(entity_df: pd.DataFrame) -> tuple[pa.Table, str]:
     """Return the entity data frame as Arrow, its time in UTC, and the name of the time column."""
     column = offline_utils.infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
     moments = pd.to_datetime(entity_df[column], utc=True)
-    table = pa.Table.from_pandas(entity_df.drop(columns=[column]), preserve_index=False)
+    # A number stands in for the time, which may be of any type, and may be the only column.
+    table = pa.Table.from_pandas(entity_df.assign(**{column: 0}), preserve_index=False)
     position = list(entity_df.columns).index(column)
-    return table.add_column(position, column, pa.array(moments, UTC_MICROS)).replace_schema_metadata(), column
+    return table.set_column(position, column, pa.array(moments, UTC_MICROS)).replace_schema_metadata(), column
 
 
 def check_columns(columns: Sequence[str], views: Sequence[AsOfView], timestamp: str) -> None:

@@ -145,6 +145,25 @@ class TestWhereFeastsStoreIsWrong:
         assert len(store(STOCK).get_historical_features(frame, ["two:total"]).to_df()) == 4
         assert store().get_historical_features(frame, ["two:total"]).to_df()["total"].tolist() == [1, 2]
 
+    def test_the_newest_row_of_all(self, connection: psycopg.Connection[Any], store: Open) -> None:
+        """A view without entities has one newest row; asked for every column, Feast's store answers one per time."""
+        connection.execute("CREATE TABLE world (at timestamptz, made timestamptz, mood bigint)")
+        fill(connection, [(hour(i), hour(i), i) for i in range(3)], "world")
+        world = view("world", entities=(), schema=[Field(name="mood", dtype=Int64)])
+        store().apply([world])
+
+        def latest(kind: str, features: list[str]) -> list[int]:
+            feast = store(kind)
+            offline: Any = feast._get_provider().offline_store  # type: ignore[attr-defined]
+            pulled = offline.pull_latest_from_table_or_query(
+                feast.config, world.batch_source, [], features, "at", "made", hour(0), hour(9)
+            ).to_arrow()
+            return sorted(pulled["mood"].to_pylist())
+
+        assert latest(STOCK, ["mood"]) == latest(OURS, ["mood"]) == [2]
+        assert latest(STOCK, []) == [0, 1, 2]
+        assert latest(OURS, []) == [2]
+
     def test_no_entity_rows(self, connection: psycopg.Connection[Any], store: Open) -> None:
         """None asked, none answered, with every column; Feast's store fails."""
         fill(connection, [("ann", hour(0), hour(0), 1)])
