@@ -62,7 +62,7 @@ def values_of_floats(field: str, values: npt.NDArray[np.float64], valid: Bool) -
         numbers = np.ascontiguousarray(values.astype("<f4" if width == 4 else "<f8"))
     if len(values) <= FEW:
         data = numbers.tobytes()
-        return _few(scalar_tag(field), [data[at : at + width] for at in range(0, len(data), width)], valid)
+        return values_of_few(field, [data[at : at + width] for at in range(0, len(data), width)], valid.tolist())
     raw = numbers.view(np.uint8).reshape(-1, width)
     lengths = np.full(len(values), width, np.int64)
     return _values(scalar_tag(field), raw, lengths, valid)
@@ -72,7 +72,7 @@ def values_of_integers(field: str, values: Int64, valid: Bool) -> bytes:
     """The same from a column of integers, negative ones in ten bytes as protobuf has it."""
     rest = np.ascontiguousarray(values).view(np.uint64)
     if len(values) <= FEW:
-        return _few(scalar_tag(field), [varint(value) for value in rest.tolist()], valid)
+        return values_of_few(field, [varint(value) for value in rest.tolist()], valid.tolist())
     raw = np.empty((len(values), _LONGEST), np.uint8)
     lengths = np.ones(len(values), np.int64)
     for place in range(_LONGEST):
@@ -87,11 +87,12 @@ def values_of_integers(field: str, values: Int64, valid: Bool) -> bytes:
     return _values(scalar_tag(field), np.ascontiguousarray(raw), lengths, valid)
 
 
-def _few(tag: bytes, encoded: Sequence[bytes], valid: Bool) -> bytes:
-    """What `_values` makes, value by value."""
+def values_of_few(field: str, encoded: Sequence[bytes], valid: Sequence[bool]) -> bytes:
+    """The same from numbers as protobuf writes them, value by value; those that are not valid mean nothing."""
+    tag = scalar_tag(field)
     parts = [
         b"%c%c%b%b" % (_VALUES[0], len(tag) + len(data), tag, data) if known else _NULL
-        for data, known in zip(encoded, valid.tolist(), strict=True)
+        for data, known in zip(encoded, valid, strict=True)
     ]
     return b"".join(parts)
 

@@ -154,7 +154,7 @@ class TestWhereFeastsStoreIsWrong:
 
         def latest(kind: str, features: list[str]) -> list[int]:
             feast = store(kind)
-            offline: Any = feast._get_provider().offline_store  # type: ignore[attr-defined]
+            offline: Any = feast._get_provider().offline_store
             pulled = offline.pull_latest_from_table_or_query(
                 feast.config, world.batch_source, [], features, "at", "made", hour(0), hour(9)
             ).to_arrow()
