@@ -308,6 +308,24 @@ def test_rows_written_come_back_in_stocks_types(connection: psycopg.Connection[A
         assert sorted(found["high"].to_pylist()) == [0.1, 0.2]
 
 
+def test_a_table_outlives_the_data_frame(connection: psycopg.Connection[Any], store: Open) -> None:
+    """An answer in Arrow stays whole when the same job is asked for a data frame, once and again."""
+    frame = many(connection)
+    ours = store(rows_per_chunk=64)
+    ours.apply([ACCOUNT, view()])
+    job = ours.get_historical_features(frame, ["one:total"])
+    first = job.to_df()
+    table = job.to_arrow()
+    second = job.to_df()
+    assert same(table)
+    pd.testing.assert_frame_equal(first, second)
+    pd.testing.assert_frame_equal(first, table.to_pandas())
+    assert first.index.equals(pd.RangeIndex(len(frame)))
+    first["total"] = 0
+    assert same(table)
+    assert job.to_df()["total"].equals(second["total"])
+
+
 def test_on_demand_views(connection: psycopg.Connection[Any], store: Open) -> None:
     """They see the joined features and the request's own inputs, chunk by chunk, as they do in Feast's own store."""
     frame = many(connection, 60).assign(amount=1.5)
