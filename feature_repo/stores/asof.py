@@ -15,7 +15,7 @@ from feast.infra.offline_stores import offline_utils
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
-from feast.saved_dataset import SavedDatasetStorage
+from feast.saved_dataset import SavedDatasetStorage, ValidationReference
 
 UTC_MICROS = pa.timestamp("us", tz="UTC")
 
@@ -90,9 +90,10 @@ def entity_rows(entity_df: pd.DataFrame) -> tuple[pa.Table, str]:
     """Return the entity data frame as Arrow, its time in UTC, and the name of the time column."""
     column = offline_utils.infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
     moments = pd.to_datetime(entity_df[column], utc=True)
-    table = pa.Table.from_pandas(entity_df.drop(columns=[column]), preserve_index=False)
+    # A number stands in for the time, which may be of any type, and may be the only column.
+    table = pa.Table.from_pandas(entity_df.assign(**{column: 0}), preserve_index=False)
     position = list(entity_df.columns).index(column)
-    return table.add_column(position, column, pa.array(moments, UTC_MICROS)).replace_schema_metadata(), column
+    return table.set_column(position, column, pa.array(moments, UTC_MICROS)).replace_schema_metadata(), column
 
 
 def check_columns(columns: Sequence[str], views: Sequence[AsOfView], timestamp: str) -> None:
@@ -104,7 +105,11 @@ def check_columns(columns: Sequence[str], views: Sequence[AsOfView], timestamp: 
 
 
 class ColumnarRetrievalJob(RetrievalJob):
-    """A retrieval that answers an Arrow table; `run` is called once, when the answer is asked for first."""
+    """A retrieval that answers an Arrow table; `run` is called when the answer is asked for.
+
+    `to_arrow` keeps it for the next call. `to_df` does not: pandas takes over column after column, so that the answer
+    is never in memory twice.
+    """
 
     def __init__(
         self,
@@ -141,6 +146,20 @@ class ColumnarRetrievalJob(RetrievalJob):
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
         frame: pd.DataFrame = self._to_arrow_internal(timeout).to_pandas()
+        return frame
+
+    def to_df(
+        self, validation_reference: ValidationReference | None = None, timeout: int | None = None
+    ) -> pd.DataFrame:
+        kept = self._table is not None
+        answer = self.to_arrow(validation_reference=validation_reference, timeout=timeout)
+        if not kept:
+            self._table = None
+        # Whoever else holds the answer keeps it: what is destroyed is this table's hold on each column.
+        taken = pa.Table.from_arrays(answer.columns, schema=answer.schema)
+        del answer
+        frame: pd.DataFrame = taken.to_pandas(self_destruct=True)
+        frame.index = pd.RangeIndex(len(frame))
         return frame
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:

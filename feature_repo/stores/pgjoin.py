@@ -82,7 +82,9 @@ class ViewJoins:
     def _upload(self, entities: pa.Table, keys: tuple[str, ...]) -> tuple[sql.Identifier, Rows]:
         """Make a temporary table of keys and times, in the order of the keys; return it and the rows' places."""
         order = _sorted_places(entities, [*keys, self.request.timestamp])
-        rows = storable(_keys(entities.select(keys))).append_column(MOMENT, entities[self.request.timestamp])
+        # Never without a column: a view may have no keys, and a table of no columns forgets how many rows it has.
+        rows = entities.select([*keys, self.request.timestamp]).rename_columns([*keys, MOMENT])
+        rows = storable(_keys(rows))
         rows = rows.take(pa.array(order)).append_column(ROW, pa.array(np.arange(len(order), dtype=np.int32)))
         name = sql.Identifier("pg_temp", f"entity_rows_{next(self._tables)}")
         create_table(self.cursor, name, rows.schema, temporary=True)

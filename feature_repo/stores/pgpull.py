@@ -43,11 +43,14 @@ class Pull:
         distinct: sql.Composable = sql.SQL("")
         order: sql.Composable = sql.SQL("")
         if self.latest:
-            entity: list[sql.Composable] = [*map(_column, self.keys)] or [sql.SQL("true")]
+            entity = [*map(_column, self.keys)]
             # Of nulls the first would be the newest.
             newest = [sql.SQL("{} DESC NULLS LAST").format(_column(name)) for name in self.stamps]
-            distinct = sql.SQL("DISTINCT ON ({})").format(sql.SQL(", ").join(entity))
             order = sql.SQL("ORDER BY {}").format(sql.SQL(", ").join([*entity, *newest]))
+            if entity:
+                distinct = sql.SQL("DISTINCT ON ({})").format(sql.SQL(", ").join(entity))
+            else:
+                order = sql.SQL("{} LIMIT 1").format(order)
         return sql.SQL("SELECT {} {} FROM {} v WHERE {} {}").format(
             distinct,
             self._shown(),

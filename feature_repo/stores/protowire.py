@@ -7,6 +7,7 @@ every row is one encoded Value; protobuf then parses the whole column in one cal
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,10 @@ _WIRE = {"double_val": _FIXED64, "float_val": _FIXED32}
 _WIRE.update(dict.fromkeys(("int32_val", "int64_val", "bool_val", "unix_timestamp_val"), _VARINT))
 _VALUES, _STATUSES, _MOMENTS = b"\x0a", b"\x12", b"\x1a"
 """Tags of the fields 1, 2 and 3 of a FeatureVector."""
-_NULL = np.frombuffer(b"\x0a\x00", np.uint8)
+_NULL = b"\x0a\x00"
 _LONGEST = 10
+FEW = 24
+"""So many values are written faster one by one than as a matrix."""
 
 
 def varint(value: int) -> bytes:
@@ -36,6 +39,7 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+@cache
 def scalar_tag(field: str) -> bytes:
     """The tag of a field of Value."""
     return varint(ValueProto.DESCRIPTOR.fields_by_name[field].number << 3 | _WIRE.get(field, _DELIMITED))
@@ -55,7 +59,11 @@ def values_of_floats(field: str, values: npt.NDArray[np.float64], valid: Bool) -
     """The `values` field of a FeatureVector from a column of floats."""
     width = 4 if field == "float_val" else 8
     with np.errstate(over="ignore"):
-        raw = np.ascontiguousarray(values.astype("<f4" if width == 4 else "<f8")).view(np.uint8).reshape(-1, width)
+        numbers = np.ascontiguousarray(values.astype("<f4" if width == 4 else "<f8"))
+    if len(values) <= FEW:
+        data = numbers.tobytes()
+        return values_of_few(field, [data[at : at + width] for at in range(0, len(data), width)], valid.tolist())
+    raw = numbers.view(np.uint8).reshape(-1, width)
     lengths = np.full(len(values), width, np.int64)
     return _values(scalar_tag(field), raw, lengths, valid)
 
@@ -63,6 +71,8 @@ def values_of_floats(field: str, values: npt.NDArray[np.float64], valid: Bool) -
 def values_of_integers(field: str, values: Int64, valid: Bool) -> bytes:
     """The same from a column of integers, negative ones in ten bytes as protobuf has it."""
     rest = np.ascontiguousarray(values).view(np.uint64)
+    if len(values) <= FEW:
+        return values_of_few(field, [varint(value) for value in rest.tolist()], valid.tolist())
     raw = np.empty((len(values), _LONGEST), np.uint8)
     lengths = np.ones(len(values), np.int64)
     for place in range(_LONGEST):
@@ -77,6 +87,16 @@ def values_of_integers(field: str, values: Int64, valid: Bool) -> bytes:
     return _values(scalar_tag(field), np.ascontiguousarray(raw), lengths, valid)
 
 
+def values_of_few(field: str, encoded: Sequence[bytes], valid: Sequence[bool]) -> bytes:
+    """The same from numbers as protobuf writes them, value by value; those that are not valid mean nothing."""
+    tag = scalar_tag(field)
+    parts = [
+        b"%c%c%b%b" % (_VALUES[0], len(tag) + len(data), tag, data) if known else _NULL
+        for data, known in zip(encoded, valid, strict=True)
+    ]
+    return b"".join(parts)
+
+
 def _values(tag: bytes, raw: npt.NDArray[np.uint8], lengths: Int64, valid: Bool) -> bytes:
     """Rows of field tag, length, tag of the value, and the first `lengths` bytes of raw; nulls are empty."""
     n, width = raw.shape
@@ -88,7 +108,7 @@ def _values(tag: bytes, raw: npt.NDArray[np.uint8], lengths: Int64, valid: Bool)
     out[:, first:] = raw
     ends = first + lengths
     if not valid.all():
-        out[~valid, :2] = _NULL
+        out[~valid, :2] = np.frombuffer(_NULL, np.uint8)
         ends = np.where(valid, ends, 2)
     if (ends == first + width).all():
         return out.tobytes()

@@ -137,7 +137,7 @@ POSTGRES_TYPES = {
     "int16": "smallint",
     "int32": "integer",
     "int64": "bigint",
-    "float": "real",
+    "float": "double precision",  # as Feast's own tables for PostgreSQL have it; its tests expect 0.1 back as such
     "double": "double precision",
     "binary": "bytea",
     "date32[day]": "date",

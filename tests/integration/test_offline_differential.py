@@ -125,8 +125,8 @@ class Table:
 
 @st.composite
 def tables(draw: st.DrawFn, name: str) -> Table:
-    """A source of few entities at few instants, each version once, so that there is one answer."""
-    keys = draw(st.sampled_from([["account_id"], ["shop_id"], ["account_id", "shop_id"]]))
+    """A source of few entities, or none, at few instants, each version once, so that there is one answer."""
+    keys = draw(st.sampled_from([["account_id"], ["shop_id"], ["account_id", "shop_id"], []]))
     kinds = draw(st.lists(st.sampled_from(sorted(COLUMNS)), min_size=1, max_size=5))
     has_created = draw(st.booleans())
     hours = st.integers(0, 6)
@@ -152,7 +152,7 @@ def tables(draw: st.DrawFn, name: str) -> Table:
         at_type=draw(st.sampled_from(["timestamptz", "timestamp"])),
         has_created=has_created,
         rows=tuple(rows),
-        index=draw(st.sampled_from(["", f"{', '.join(keys)}, at DESC", "at"])),
+        index=draw(st.sampled_from(["", ", ".join([*keys, "at DESC"]), "at"])),
         as_query=draw(st.booleans()),
         renamed=draw(st.booleans()),
         ttl=draw(st.sampled_from([timedelta(0), timedelta(hours=2)])),
@@ -171,12 +171,20 @@ class Sides:
         """Ask both; return their rows in one order, as text so that NaN equals NaN."""
         stock, ours = ask(self.stock), ask(self.ours)
         assert ours.column_names == stock.column_names
+        assert [*map(_zoneless, ours.schema.types)] == [*map(_zoneless, stock.schema.types)]
         return shown(stock), shown(ours)
 
 
 def shown(table: pa.Table) -> list[str]:
     """Rows as text, sorted."""
     return sorted(str({name: _plain(value) for name, value in row.items()}) for row in table.to_pylist())
+
+
+def _zoneless(dtype: pa.DataType) -> pa.DataType:
+    """Feast's own store leaves out the zone of every time."""
+    if pa.types.is_list(dtype):
+        return pa.list_(_zoneless(dtype.value_type))
+    return pa.timestamp(dtype.unit) if pa.types.is_timestamp(dtype) else dtype
 
 
 def _plain(value: Any) -> Any:
@@ -303,7 +311,9 @@ def test_pulled_rows(sides: Open, table: Table, ends: tuple[int, int], some: boo
     start, end = (START + timedelta(hours=hour) for hour in sorted(ends))
     view = made.ours.get_feature_view("one")
     keys = [key for key, _ in table.keys]
-    for method in ("pull_latest_from_table_or_query", "pull_all_from_table_or_query"):
+    methods = ["pull_latest_from_table_or_query", "pull_all_from_table_or_query"]
+    # Of every column Feast's store has a newest row per instant where there is no key to tell entities apart by.
+    for method in methods if keys or some else methods[1:]:
 
         def ask(store: FeatureStore, method: str = method) -> pa.Table:
             pull = getattr(store._get_provider().offline_store, method)

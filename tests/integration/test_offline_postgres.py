@@ -27,7 +27,7 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
 )
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Array, Float64, Int64, String
+from feast.types import Array, Float32, Float64, Int64, String
 from feast.value_type import ValueType
 
 from feature_repo.stores.pgjob import StreamedRetrievalJob
@@ -145,6 +145,25 @@ class TestWhereFeastsStoreIsWrong:
         assert len(store(STOCK).get_historical_features(frame, ["two:total"]).to_df()) == 4
         assert store().get_historical_features(frame, ["two:total"]).to_df()["total"].tolist() == [1, 2]
 
+    def test_the_newest_row_of_all(self, connection: psycopg.Connection[Any], store: Open) -> None:
+        """A view without entities has one newest row; asked for every column, Feast's store answers one per time."""
+        connection.execute("CREATE TABLE world (at timestamptz, made timestamptz, mood bigint)")
+        fill(connection, [(hour(i), hour(i), i) for i in range(3)], "world")
+        world = view("world", entities=(), schema=[Field(name="mood", dtype=Int64)])
+        store().apply([world])
+
+        def latest(kind: str, features: list[str]) -> list[int]:
+            feast = store(kind)
+            offline: Any = feast._get_provider().offline_store
+            pulled = offline.pull_latest_from_table_or_query(
+                feast.config, world.batch_source, [], features, "at", "made", hour(0), hour(9)
+            ).to_arrow()
+            return sorted(pulled["mood"].to_pylist())
+
+        assert latest(STOCK, ["mood"]) == latest(OURS, ["mood"]) == [2]
+        assert latest(STOCK, []) == [0, 1, 2]
+        assert latest(OURS, []) == [2]
+
     def test_no_entity_rows(self, connection: psycopg.Connection[Any], store: Open) -> None:
         """None asked, none answered, with every column; Feast's store fails."""
         fill(connection, [("ann", hour(0), hour(0), 1)])
@@ -248,6 +267,63 @@ def test_in_chunks(connection: psycopg.Connection[Any], store: Open, options: di
     rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
     connection.cursor().executemany("INSERT INTO asked VALUES (%s, %s, %s)", rows)
     assert same(ours.get_historical_features("SELECT * FROM asked", refs[:1]).to_arrow())
+
+
+def test_a_view_without_entities(connection: psycopg.Connection[Any], store: Open) -> None:
+    """Its newest row for every entity row, beside a view that has entities, by itself, in chunks, or for none."""
+    frame = many(connection, 40)
+    connection.execute("CREATE TABLE world (at timestamptz, made timestamptz, mood bigint)")
+    fill(connection, [(hour(i), hour(i), i) for i in range(0, 40, 7)], "world")
+    world = view("world", entities=(), schema=[Field(name="mood", dtype=Int64)])
+    for options in ({}, {"rows_per_chunk": 9}):
+        ours = store(**options)
+        ours.apply([ACCOUNT, view(), world])
+        answer = ours.get_historical_features(frame, ["one:total", "world:mood"]).to_arrow()
+        assert same(answer)
+        assert answer["mood"].to_pylist() == [i - i % 7 for i in range(40)]
+        alone = ours.get_historical_features(frame[["event_timestamp"]], ["world:mood"]).to_arrow()
+        assert alone["mood"].to_pylist() == answer["mood"].to_pylist()
+        assert ours.get_historical_features(frame[["event_timestamp"]].head(0), ["world:mood"]).to_arrow().num_rows == 0
+
+
+def test_rows_written_come_back_in_stocks_types(connection: psycopg.Connection[Any], store: Open) -> None:
+    """A real is a float32 and a double a float64, as Feast's store answers them, of a period as for entity rows."""
+    connection.execute("CREATE TABLE two (account_id text, at timestamptz, made timestamptz, low real, high float8)")
+    schema = [Field(name="account_id", dtype=String), Field(name="low", dtype=Float32)]
+    two = view("two", schema=[*schema, Field(name="high", dtype=Float64)])
+    ours, stock = store(), store(STOCK)
+    ours.apply([ACCOUNT, two])
+    times = [hour(0), hour(1)]
+    rows = {"account_id": ["ann"] * 2, "at": times, "made": times, "low": [0.1, 0.2], "high": [0.1, 0.2]}
+    ours.write_to_offline_store("two", pd.DataFrame(rows))
+    period: dict[str, Any] = {"start_date": hour(0), "end_date": hour(2)}
+    for frame, more in ((asked(("ann", hour(0)), ("ann", hour(3))), {}), (None, period)):
+        found, wanted = (
+            side.get_historical_features(frame, ["two:low", "two:high"], **more).to_arrow() for side in (ours, stock)
+        )
+        assert [found.schema.field(name).type for name in ("low", "high")] == [pa.float32(), pa.float64()]
+        for name in ("low", "high"):
+            assert found[name].type == wanted[name].type
+            assert sorted(found[name].to_pylist()) == sorted(wanted[name].to_pylist())
+        assert sorted(found["high"].to_pylist()) == [0.1, 0.2]
+
+
+def test_a_table_outlives_the_data_frame(connection: psycopg.Connection[Any], store: Open) -> None:
+    """An answer in Arrow stays whole when the same job is asked for a data frame, once and again."""
+    frame = many(connection)
+    ours = store(rows_per_chunk=64)
+    ours.apply([ACCOUNT, view()])
+    job = ours.get_historical_features(frame, ["one:total"])
+    first = job.to_df()
+    table = job.to_arrow()
+    second = job.to_df()
+    assert same(table)
+    pd.testing.assert_frame_equal(first, second)
+    pd.testing.assert_frame_equal(first, table.to_pandas())
+    assert first.index.equals(pd.RangeIndex(len(frame)))
+    first["total"] = 0
+    assert same(table)
+    assert job.to_df()["total"].equals(second["total"])
 
 
 def test_on_demand_views(connection: psycopg.Connection[Any], store: Open) -> None:

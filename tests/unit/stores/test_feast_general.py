@@ -140,6 +140,8 @@ def test_vectors_are_protobufs_own(data):
     packed = pack_general(view, general.from_protos(view, rows))
     block = GeneralBlock.from_packed(view, [*packed, None])
     places = np.array(data.draw(st.lists(st.integers(0, n), max_size=6)), np.int64)
+    # Few values are written one by one, many as a matrix.
+    places = np.tile(places, data.draw(st.sampled_from([1, protowire.FEW])))
     for name, text in zip(view.names, vectors(block, view.names, places), strict=True):
         expected = protowire.FeatureVector()
         for place in places.tolist():
