@@ -23,7 +23,7 @@ from graph_features.drivers.batch import event_rows
 from graph_features.edges import EdgeTable
 from graph_features.jobs.ledger import Ledger
 from graph_features.jobs.stores import Stores
-from graph_features.jobs.work import newest_rows
+from graph_features.refresh import newest_rows
 from graph_features.schema import DType, EntityKey, ViewSchema
 from graph_features.sources.base import Traces
 from graph_features.stores.blocks import RowBlock

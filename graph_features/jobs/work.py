@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 
 from graph_features.drivers.batch import event_rows, slice_rows
@@ -19,6 +18,7 @@ from graph_features.jobs.patience import insist
 from graph_features.jobs.records import Chunk, ChunkKey, ChunkState
 from graph_features.jobs.runner import JobContext
 from graph_features.jobs.stores import Stores
+from graph_features.refresh import newest_rows
 from graph_features.schema import Cadence, ViewSchema
 from graph_features.settings import FeatureSettings
 from graph_features.stores.base import Written
@@ -153,7 +153,9 @@ class _Computed:
             if table is None:
                 return
             self.context.check()
-            self.newest.append(newest_rows(self.schema, table))
+            # A slice has one row per account; of events the online store wants each entity's last.
+            events = self.schema.cadence is Cadence.EVENT and table.num_rows > 0
+            self.newest.append(newest_rows(self.schema, table) if events else table)
             yield table
 
 
@@ -180,19 +182,6 @@ def _do_chunk(context: JobContext, chunk: Chunk, work: Work) -> None:
             context.check()
             stores.online.write(schema, table)
     ledger.done(chunk, online_s=time.perf_counter() - offline_done, epoch=epoch)
-
-
-def newest_rows(schema: ViewSchema, table: pa.Table) -> pa.Table:
-    """Return each entity's last row of a table that is sorted by entity and time: all that the online store wants."""
-    if schema.cadence is Cadence.SLICE or table.num_rows < 2:
-        return table
-    last = np.zeros(table.num_rows, np.bool_)
-    last[-1] = True
-    for key in schema.keys:
-        values = table[key].combine_chunks().dictionary_encode()
-        codes = (values.chunk(0) if isinstance(values, pa.ChunkedArray) else values).indices.to_numpy()
-        last[:-1] |= codes[1:] != codes[:-1]
-    return table.filter(pa.array(last))
 
 
 def accounts_of(edges: EdgeTable, partition: int, partitions: int) -> list[str]:
