@@ -4,6 +4,7 @@ hold payments that count elsewhere too: completed, as far as was known before as
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,11 +54,17 @@ def _conduct(rows: AccountRows) -> Conduct:
 def _attempts_that(rows: AccountRows, key: Hashable, flags: Callable[[EdgeTable], Flags]) -> Int64:
     """Return how many of each row's attempts have the flag, which `key` names among the table's indexes."""
     sent = timeline(rows.edges, Side.SENT)
-    running = rows.edges.memo(
-        ("running", key), lambda: np.concatenate(([0], np.cumsum(flags(rows.edges)[sent.edge], dtype=np.int64)))
-    )
+    running = rows.edges.memo(("running", key), lambda: _running(flags(rows.edges)[sent.edge]))
     start = sent.offsets[np.maximum(rows.account, 0)]
     return np.asarray(running[start + _conduct(rows).attempts] - running[start], np.int64)
+
+
+def _running(flags: Flags) -> npt.NDArray[np.signedinteger[Any]]:
+    """How many of the first k entries have the flag."""
+    smallest = np.int32 if len(flags) < 2**31 else np.int64
+    total: npt.NDArray[np.signedinteger[Any]] = np.zeros(len(flags) + 1, smallest)
+    np.cumsum(flags, out=total[1:])
+    return total
 
 
 def is_round(amount: Int64, settings: FeatureSettings) -> Flags:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import fields, is_dataclass
+from itertools import count
 from threading import RLock
 from typing import Any, TypeVar
 
+import numpy as np
+
 T = TypeVar("T")
+
+_MISSING: Any = object()
 
 
 class Memo:
@@ -18,14 +24,45 @@ class Memo:
     def __init__(self) -> None:
         self._values: dict[Hashable, Any] = {}
         self._locks: dict[Hashable, RLock] = {}
+        self._asked = count()
+        self._last_asked: dict[Hashable, int] = {}
 
     def get(self, key: Hashable, build: Callable[[], T]) -> T:
         """Return the value kept under `key`, building it the first time."""
-        if key not in self._values:
+        value = self._values.get(key, _MISSING)
+        if value is _MISSING:
             with self._locks.setdefault(key, RLock()):
-                if key not in self._values:
-                    self._values[key] = build()
-        return self._values[key]  # type: ignore[no-any-return]
+                value = self._values.get(key, _MISSING)
+                if value is _MISSING:
+                    value = self._values[key] = build()
+        self._last_asked[key] = next(self._asked)
+        return value  # type: ignore[no-any-return]
+
+    def trim(self, most_bytes: int) -> None:
+        """Forget values, those first that were not asked for longest, until the arrays of the rest fit `most_bytes`.
+
+        What somebody still uses stays with them. One that is asked for again is built again.
+        """
+        kept = sorted(self._values, key=lambda key: self._last_asked.get(key, 0))
+        while kept and _array_bytes([self._values.get(key) for key in kept]) > most_bytes:
+            self._values.pop(kept.pop(0), None)
+
+
+def _array_bytes(values: list[Any]) -> int:
+    """Bytes of the arrays in `values`, in the tuples and dataclasses among them too; shared memory counts once."""
+    sizes: dict[int, int] = {}
+    while values:
+        value = values.pop()
+        if isinstance(value, np.ndarray):
+            while isinstance(value.base, np.ndarray):
+                value = value.base
+            sizes[id(value)] = value.nbytes
+        elif isinstance(value, tuple):
+            values.extend(value)
+        elif is_dataclass(value):
+            names = {field.name for field in fields(value)} | set(vars(value))  # cached properties, too
+            values.extend(getattr(value, name) for name in names)
+    return sum(sizes.values())
 
 
 class LastMemo:

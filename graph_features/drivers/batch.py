@@ -33,6 +33,9 @@ from graph_features.settings import FeatureSettings
 
 CHUNK_ROWS = 100_000
 CHUNK_BYTES = 64 << 20
+INDEX_BYTES = 4 << 30
+"""What a table's indexes may take when work on a view begins: those of 20 million payments take 9 GB together."""
+
 STEP_ROWS = 5_000
 """Rows of views with lists are computed so many at a time, since nothing tells beforehand how much they will hold: the
 longest, some 12 kB, are of accounts with payments in every hour of a week."""
@@ -115,6 +118,7 @@ def latest(
 
 def slice_rows(view: ViewSchema, edges: EdgeTable, *, as_of_ms: int, settings: FeatureSettings) -> pa.Table:
     """Return the rows of a slice view at `as_of_ms`: one per account with a payment before it, in order of ids."""
+    edges.indexes.trim(INDEX_BYTES)
     n_seen = int(np.searchsorted(edges.ts_ms, as_of_ms))
     seen = np.zeros(edges.n_accounts, np.bool_)
     seen[edges.sender[:n_seen]] = True
@@ -205,6 +209,7 @@ def _parts(
         entities = Entities.of_groups(edges, view.entity, group[part])
         return compute_rows(view, edges, entities=entities, as_of_ms=as_of_ms[part], settings=settings)
 
+    edges.indexes.trim(INDEX_BYTES)
     has_lists = any(feature.dtype.is_list for feature in view.features)
     step = min(chunk_rows, STEP_ROWS) if has_lists else chunk_rows
     for start in range(0, len(group), step):

@@ -17,7 +17,6 @@ from graph_features.kernels.timeline import (
     grouping,
     known_ms,
     read_only,
-    read_only_codes,
     timeline,
 )
 
@@ -112,11 +111,11 @@ def _label_timeline(edges: EdgeTable, side: Side) -> LabelTimeline:
     return LabelTimeline(
         slot_offsets=read_only(slot_offsets),
         slot_ts_ms=read_only(edges.ts_ms[slots]),
-        slot_ordinary=read_only_codes(_ordinary(edges, side, account, np.unique(labels.edge[fraud]))[slots]),
+        slot_ordinary=read_only(_ordinary(edges, side, account, np.unique(labels.edge[fraud]))[slots], np.int8),
         change_offsets=read_only(change_offsets),
         change_slot=read_only(slot[order]),
         change_ts_ms=read_only(known[order]),
-        change_fraud=read_only_codes(fraud[order]),
+        change_fraud=read_only(fraud[order], np.int8),
     )
 
 

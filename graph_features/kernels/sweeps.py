@@ -102,7 +102,7 @@ def window_sums(
 
     check_sums(edges, side, group)
     queries = Queries.of(group, as_of_ms)
-    other = counterparties(edges, side) if distinct else read_only(np.empty(0, np.int64))
+    other = counterparties(edges, side) if distinct else read_only(np.empty(0, np.int32), np.int32)
     results = sweep_windows(timeline(edges, side), other, queries.group, queries.as_of_ms, *_spans(windows), COMPLETED)
     count, total, largest, deviations, met = (queries.restore(result) for result in results)
     return WindowSums(count=count, total=total, largest=largest, deviations=deviations, distinct=met)
@@ -193,7 +193,7 @@ def conduct(edges: EdgeTable, account: npt.NDArray[Any], as_of_ms: Int64) -> Con
 
     queries = Queries.of(account, as_of_ms)
     sent = timeline(edges, Side.SENT)
-    channel = read_only(edges.channel[sent.edge])
+    channel = edges.memo("channel_sent", lambda: read_only(edges.channel[sent.edge], np.int32))
     results = sweep_conduct(sent, channel, len(edges.channels), queries.group, queries.as_of_ms, FAILED, REVERSED)
     attempts, failed, reversed_, entropy, busiest, days = (queries.restore(result) for result in results)
     return Conduct(
@@ -212,7 +212,7 @@ def amount_histogram(edges: EdgeTable, side: Side, group: npt.NDArray[Any], as_o
 
     queries = Queries.of(group, as_of_ms)
     payments = timeline(edges, side)
-    bin_of = edges.memo(("bins", side), lambda: read_only(histogram_bin(payments.amount)))
+    bin_of = edges.memo(("bins", side), lambda: read_only(histogram_bin(payments.amount), np.int16))
     offsets, values = sweep_bins(payments, bin_of, HISTOGRAM_BINS, queries.group, queries.as_of_ms, COMPLETED)
     return queries.restore_lists(offsets, values)
 

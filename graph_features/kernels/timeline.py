@@ -103,16 +103,9 @@ class Grouping:
         return item, group, location - self.offsets[group]
 
 
-def read_only(array: npt.NDArray[np.generic]) -> Int64:
-    """Return `array` as contiguous, read-only int64, copied only where it is something else."""
-    view = np.ascontiguousarray(array, np.int64).view()
-    view.setflags(write=False)
-    return view
-
-
-def read_only_codes(array: npt.NDArray[np.generic]) -> Int8:
-    """The same as int8."""
-    view = np.ascontiguousarray(array, np.int8).view()
+def read_only(array: npt.NDArray[np.generic], dtype: npt.DTypeLike = np.int64) -> npt.NDArray[Any]:
+    """Return `array` as contiguous and read-only, copied only where it is of another type."""
+    view = np.ascontiguousarray(array, dtype).view()
     view.setflags(write=False)
     return view
 
@@ -156,7 +149,7 @@ def _timeline(edges: EdgeTable, side: Side) -> Timeline:
         change_offsets=read_only(change_offsets),
         change_at=read_only(at[order]),
         change_ts_ms=read_only(edges.statuses.ts_ms[item]),
-        change_value=read_only_codes(edges.statuses.value[item]),
+        change_value=read_only(edges.statuses.value[item], np.int8),
     )
 
 
@@ -201,18 +194,18 @@ def pair_index(edges: EdgeTable) -> PairIndex:
     return edges.memo("pairs", build)
 
 
-def counterparties(edges: EdgeTable, side: Side) -> Int64:
+def counterparties(edges: EdgeTable, side: Side) -> Int32:
     """Return per entry of the sent or received timeline its counterparty, numbered from 0 within each account."""
 
-    def build() -> Int64:
+    def build() -> Int32:
         from graph_features.kernels.sorting import by_code
 
         pairs = pair_index(edges)
         account = pairs.sender if side is Side.SENT else pairs.receiver
         offsets, order = by_code(account, edges.n_accounts)
-        number = np.empty(len(pairs.key), np.int64)
+        number = np.empty(len(pairs.key), np.int32)
         number[order] = np.arange(len(order)) - offsets[account[order]]
-        return read_only(number[pairs.of_edge[timeline(edges, side).edge]])
+        return read_only(number[pairs.of_edge[timeline(edges, side).edge]], np.int32)
 
     return edges.memo(("counterparties", side), build)
 

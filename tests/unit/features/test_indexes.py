@@ -75,6 +75,24 @@ def test_threads_that_ask_at_once_build_a_value_once() -> None:
     assert len(calls) == 1
 
 
+def test_a_memo_is_trimmed_to_what_was_asked_for_last() -> None:
+    """Values that were not asked for longest go first; memory that two values share counts once."""
+    memo = Memo()
+    shared = np.zeros(1_000, np.int8)
+    memo.get("old", lambda: np.zeros(1_000, np.int8))
+    memo.get("whole", lambda: (shared,))
+    memo.get("part", lambda: shared[:10])
+    memo.get("old", lambda: np.ones(1))
+    memo.trim(2_000)
+    assert len(memo.get("old", lambda: np.ones(1))) == 1_000
+    memo.trim(1_999)
+    assert memo.get("whole", lambda: "built again") == "built again"
+    assert memo.get("part", lambda: "built again") == "built again"
+    assert len(memo.get("old", lambda: np.ones(1))) == 1_000
+    memo.trim(0)
+    assert memo.get("old", lambda: "built again") == "built again"
+
+
 def test_only_the_last_memo_is_kept() -> None:
     """A LastMemo forgets what was kept for another key."""
     memos = LastMemo()
