@@ -90,7 +90,7 @@ lock: $(TOOLS)/bin/uv   ## Resolve the lock files again
 	$(TOOLS)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		pyproject.toml --output-file requirements/serving.lock
 	$(TOOLS)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-		--excludes requirements/excludes.txt --extra train --extra traces --extra services --group dev \
+		--excludes requirements/excludes.txt --extra train --extra traces --extra ray --extra services --group dev \
 		pyproject.toml --output-file requirements/all.lock
 
 clean:           ## Remove what the demo made (not the environment)
