@@ -208,8 +208,7 @@ class _Start:
 
     def run(self) -> None:
         known = self.folder.read().get(self.server.name)
-        if known and process.is_alive(known.process):
-            self.await_answer(known)
+        if known and process.is_alive(known.process) and self.answers(known):
             self.say(f"running already on port {known.port}")
             return
         state = self.with_binary(known) if known else self.create()
@@ -224,6 +223,14 @@ class _Start:
                 continue
             self.say(f"answers on port {state.port}")
             return
+
+    def answers(self, state: ServerState) -> bool:
+        """Wait for a server that was there before; False where it was just dying: it can be started again."""
+        try:
+            self.await_answer(state)
+        except (_EndedError, _PortTakenError):
+            return False
+        return True
 
     def say(self, text: str) -> None:
         if self.stopped.is_set():
@@ -301,7 +308,11 @@ class _Start:
         tail = _log_tail(state)
         if "address already in use" in tail.lower() or not ports.is_free(state.port):
             raise _PortTakenError(f"{self.server.name} found port {state.port} taken, {START_TRIES} times")
-        raise ServiceError(f"{self.server.name} ended at its start: {tail}")
+        raise _EndedError(f"{self.server.name} ended at its start: {tail}")
+
+
+class _EndedError(ServiceError):
+    """The server's process is gone."""
 
 
 class _PortTakenError(ServiceError):

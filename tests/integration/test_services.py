@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,6 +176,19 @@ def test_a_killed_server_comes_back(home: Path, running: Services, name: str) ->
     assert StateFolder(home).read()[name].port == port
     assert again.environment == running.environment
     assert sql(again.postgres, "SELECT count(*) FROM kept") == [(0,)]
+    assert all(server.answers for server in servers.status(home))
+
+
+def test_a_server_that_dies_while_it_is_awaited_comes_back(home: Path, running: Services) -> None:
+    """One that was alive when `up` looked, and died before it answered, is started again."""
+    before = StateFolder(home).read()["redis"].process
+    assert before is not None
+    os.kill(before.pid, signal.SIGSTOP)
+    death = threading.Timer(1.0, os.kill, (before.pid, signal.SIGKILL))
+    death.start()
+    servers.up(home, only=["redis"])
+    death.join()
+    assert pids(home)["redis"] != before.pid
     assert all(server.answers for server in servers.status(home))
 
 
