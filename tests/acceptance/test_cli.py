@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from time import perf_counter
 
 import pytest
 
@@ -24,12 +23,13 @@ def ringfence(*arguments: str, home: Path, **environment: str) -> subprocess.Com
 
 
 def test_help_names_every_command_within_a_second(tmp_path: Path) -> None:
-    """`ringfence --help` is quick, because nothing heavy is imported for it."""
+    """`ringfence --help` is quick, because nothing heavy is imported for it: by its own time, whatever else runs."""
     seconds = []
     for _ in range(3):
-        started = perf_counter()
+        before = os.times()
         result = ringfence("--help", home=tmp_path)
-        seconds.append(perf_counter() - started)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert result.returncode == 0, result.stderr
     assert not [command for command in COMMANDS if command not in result.stdout]
     assert min(seconds) < 1.0
