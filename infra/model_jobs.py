@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,10 @@ from pydantic import Field
 from graph_features.errors import ModelError
 from graph_features.jobs.parameters import JobParameters, PositiveDuration
 from graph_features.jobs.runner import JobContext, JobKind
+from training.gates import Gates
 
 if TYPE_CHECKING:
+    from graph_features.settings import TrainingSettings
     from infra.wiring import Platform
 
 
@@ -25,6 +28,14 @@ class TrainParameters(JobParameters):
     last: PositiveDuration = Field(default=timedelta(days=28), description="Length of the training period.")
     test: PositiveDuration = Field(default=timedelta(days=7), description="Length of the test period after it.")
     promote: bool = Field(default=False, description="Promote the model when it holds every gate.")
+    gates: Gates | None = Field(default=None, description="Gates; else those of RINGFENCE_PROMOTION_GATES.")
+
+
+class PromoteParameters(JobParameters):
+    """Compare a version with the one in service on the newest matured payments, and promote it if it holds."""
+
+    version: str | None = Field(default=None, description="The version; by default the newest.")
+    gates: Gates | None = Field(default=None, description="Gates; else those of RINGFENCE_PROMOTION_GATES.")
 
 
 class EvaluateParameters(JobParameters):
@@ -36,7 +47,7 @@ class EvaluateParameters(JobParameters):
 
 
 def model_kinds(platform: Platform) -> dict[str, JobKind]:
-    """Return the kinds `train` and `evaluate`, working on the active profile."""
+    """Return the kinds `train`, `evaluate` and `promote`, working on the active profile."""
     return {
         "evaluate": JobKind(
             run=lambda context: _evaluate(context, platform),
@@ -47,6 +58,11 @@ def model_kinds(platform: Platform) -> dict[str, JobKind]:
             run=lambda context: _train(context, platform),
             parameters=TrainParameters,
             description="Train on the newest matured period, register, and promote if asked and every gate holds.",
+        ),
+        "promote": JobKind(
+            run=lambda context: _promote(context, platform),
+            parameters=PromoteParameters,
+            description="Compare the newest version with the one in service, and promote it if every gate holds.",
         ),
     }
 
@@ -59,17 +75,13 @@ def _evaluate(context: JobContext, platform: Platform) -> None:
     settings = load(TrainingSettings)
     test_to = context.due_at - timedelta(seconds=settings.label_maturity_s)
 
-    def advance(done: float, total: float | None, _text: str) -> None:
-        context.progress(int(done), None if total is None else int(total))
-        context.check()
-
     found = evaluate_model(
         platform.settings,
         test_from=test_to - parameters.last,
         test_to=test_to,
         version=parameters.version,
         settings=settings,
-        progress=advance,
+        progress=_advance(context),
     )
     figures = found.result.figures()
     log.info("%s %s: %s", found.name, found.version, figures)
@@ -83,7 +95,6 @@ def _evaluate(context: JobContext, platform: Platform) -> None:
 
 def _train(context: JobContext, platform: Platform) -> None:
     from graph_features.settings import TrainingSettings, load
-    from training.promote import promote_model
     from training.train import train_model
 
     parameters = context.parameters(TrainParameters)
@@ -94,10 +105,6 @@ def _train(context: JobContext, platform: Platform) -> None:
     test_from = test_to - parameters.test
     train_to = test_from - maturity
 
-    def advance(done: float, total: float | None, _text: str) -> None:
-        context.progress(int(done), None if total is None else int(total))
-        context.check()
-
     report = train_model(
         platform.settings,
         train_from=train_to - parameters.last,
@@ -106,9 +113,42 @@ def _train(context: JobContext, platform: Platform) -> None:
         test_from=test_from,
         test_to=test_to,
         settings=settings,
-        progress=advance,
+        progress=_advance(context),
     )
     if parameters.promote:
-        decision = promote_model(platform.settings, version=report.version, settings=settings, progress=advance)
-        if not decision.promoted:
-            raise ModelError(f"version {report.version} was trained and refused: {'; '.join(decision.reasons)}")
+        _put_forward(context, platform, report.version, parameters.gates, settings)
+
+
+def _promote(context: JobContext, platform: Platform) -> None:
+    from graph_features.settings import TrainingSettings, load
+
+    parameters = context.parameters(PromoteParameters)
+    _put_forward(context, platform, parameters.version, parameters.gates, load(TrainingSettings))
+
+
+def _put_forward(
+    context: JobContext, platform: Platform, version: str | None, gates: Gates | None, settings: TrainingSettings
+) -> None:
+    """Promote a version; a refusal ends the job as failed with the reasons, so that somebody looks."""
+    from graph_features.settings import PromotionSettings, load
+    from training.promote import promote_model
+
+    decision = promote_model(
+        platform.settings,
+        version=version,
+        gates=gates or load(PromotionSettings).gates,
+        who=f"{context.job.requested_by}, job {context.job.id}",
+        settings=settings,
+        progress=_advance(context),
+    )
+    log.info("version %s: %s", decision.version, "; ".join(decision.reasons))
+    if not decision.promoted:
+        raise ModelError(f"version {decision.version} was refused: {'; '.join(decision.reasons)}")
+
+
+def _advance(context: JobContext) -> Callable[[float, float | None, str], None]:
+    def advance(done: float, total: float | None, _text: str) -> None:
+        context.progress(int(done), None if total is None else int(total))
+        context.check()
+
+    return advance

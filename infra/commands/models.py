@@ -1,4 +1,4 @@
-"""train, evaluate, promote: from feature rows to a model in service."""
+"""train, evaluate, promote, promotions: from feature rows to a model in service."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from infra.console import fail, instant_option, progress, say, table
 
 if TYPE_CHECKING:
     from training.evaluate import Evaluation
+    from training.gates import Comparison
 
 ProtocolOption = Annotated[str, typer.Option(help="all, or handbook: without senders whose fraud is known by then.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as one line of JSON.")]
@@ -123,20 +124,70 @@ def promote(
     gates: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="YAML file of gates.")] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the champion before this one.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Promote without comparing; the trail says so.")] = False,
+    by: Annotated[str | None, typer.Option(help="Who decides; by default the user of this process.")] = None,
 ) -> None:
-    """Put a version into service if it holds every gate against the one in service. Exit code 1 when refused."""
-    from graph_features.settings import PlatformSettings, load
+    """Put a version into service if it holds every gate against the one in service. Exit code 1 when refused.
+
+    Gates come from --gates, else from the file that RINGFENCE_PROMOTION_GATES names, else they are the defaults.
+    """
+    from graph_features.settings import PlatformSettings, PromotionSettings, load
     from training.promote import promote_model
 
     with progress("promote") as advance:
         decision = promote_model(
-            load(PlatformSettings), version=version, gates=gates, rollback=rollback, force=force, progress=advance
+            load(PlatformSettings),
+            version=version,
+            gates=gates or load(PromotionSettings).gates,
+            rollback=rollback,
+            force=force,
+            who=by,
+            progress=advance,
         )
+    if decision.comparison is not None:
+        _show_comparison(decision.comparison)
     verdict = "is champion" if decision.promoted else "was refused"
     text = f"version {decision.version} {verdict}: {'; '.join(decision.reasons)}"
     if not decision.promoted:
         fail(text)
     say(text)
+
+
+def promotions(
+    limit: Annotated[int, typer.Option(min=1)] = 20,
+    json_: JsonOption = False,
+) -> None:
+    """Show who put which version into service or was refused, when and why, newest first."""
+    from graph_features.settings import PlatformSettings, load
+    from training.promote import history
+
+    found = history(load(PlatformSettings), limit=limit)
+    if json_:
+        say(json.dumps([entry.to_json() for entry in found]))
+        return
+    rows = [
+        [
+            f"{entry.decided_at:%Y-%m-%d %H:%M:%S}",
+            entry.decision,
+            entry.version,
+            entry.previous or "",
+            entry.decided_by,
+            "; ".join(entry.reasons),
+        ]
+        for entry in found
+    ]
+    table("promotions", ["when", "decision", "version", "champion before", "by", "why"], rows)
+
+
+def _show_comparison(found: Comparison) -> None:
+    models = [found.challenger, *([] if found.champion is None else [found.champion])]
+    names = ["average_precision", "card_precision", "calibration_error", "latency_ms_per_1000"]
+    rows: list[list[Any]] = [[name, *(f"{getattr(model, name):.4f}" for model in models)] for name in names]
+    heads = ["challenger", "champion"][: len(models)]
+    title = f"{found.payments:,} matured payments, {found.frauds:,} of them fraudulent"
+    table(title, ["figure", *(f"{head} {model.version}" for head, model in zip(heads, models, strict=True))], rows)
+    if found.score_shift is not None:
+        low, high = found.gain_interval or (float("nan"), float("nan"))
+        say(f"scores move by {found.score_shift:.4f} on average; AP gained: {low:+.4f} to {high:+.4f} (90 %)")
 
 
 def _show(title: str, result: Evaluation, *, quiet: bool) -> None:
@@ -145,5 +196,5 @@ def _show(title: str, result: Evaluation, *, quiet: bool) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    for command in (train, evaluate, accounts, promote):
+    for command in (train, evaluate, accounts, promote, promotions):
         app.command()(command)
