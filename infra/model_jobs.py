@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Self
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field, model_validator
 
+from graph_features.clock import to_ms
 from graph_features.errors import ModelError
 from graph_features.jobs.parameters import JobParameters, PositiveDuration
 from graph_features.jobs.runner import JobContext, JobKind
@@ -38,6 +39,34 @@ class PromoteParameters(JobParameters):
     gates: Gates | None = Field(default=None, description="Gates; else those of RINGFENCE_PROMOTION_GATES.")
 
 
+class EmbeddingsParameters(JobParameters):
+    """Embed every account at one instant, or at every step of a period [from, to)."""
+
+    as_of: AwareDatetime | None = Field(default=None, description="The instant; by default the job's own.")
+    from_: AwareDatetime | None = Field(default=None, alias="from")
+    to: AwareDatetime | None = None
+    every: PositiveDuration = Field(default=timedelta(days=1), description="Distance of the period's instants.")
+    version: str | None = Field(
+        default=None, description="A model version; by default the one in service, and the next or the one before."
+    )
+
+    @model_validator(mode="after")
+    def _one_period(self) -> Self:
+        if (self.from_ is None) != (self.to is None):
+            raise ValueError("from and to come together")
+        if self.as_of is not None and self.from_ is not None:
+            raise ValueError("either as_of, or from and to")
+        if self.from_ is not None and self.to is not None and self.from_ >= self.to:
+            raise ValueError("from lies before to")
+        return self
+
+    def instants_ms(self, due_at: datetime) -> list[int]:
+        """The instants in epoch milliseconds."""
+        if self.from_ is None or self.to is None:
+            return [to_ms(self.as_of or due_at)]
+        return list(range(to_ms(self.from_), to_ms(self.to), int(self.every.total_seconds() * 1_000)))
+
+
 class EvaluateParameters(JobParameters):
     """Score the newest period whose labels are known with the model in service, or another version."""
 
@@ -47,8 +76,13 @@ class EvaluateParameters(JobParameters):
 
 
 def model_kinds(platform: Platform) -> dict[str, JobKind]:
-    """Return the kinds `train`, `evaluate` and `promote`, working on the active profile."""
+    """Return the kinds `train`, `evaluate`, `promote` and `embeddings`, working on the active profile."""
     return {
+        "embeddings": JobKind(
+            run=lambda context: _embeddings(context, platform),
+            parameters=EmbeddingsParameters,
+            description="Embed every account for the models that read embeddings, offline and online.",
+        ),
         "evaluate": JobKind(
             run=lambda context: _evaluate(context, platform),
             parameters=EvaluateParameters,
@@ -65,6 +99,20 @@ def model_kinds(platform: Platform) -> dict[str, JobKind]:
             description="Compare the newest version with the one in service, and promote it if every gate holds.",
         ),
     }
+
+
+def _embeddings(context: JobContext, platform: Platform) -> None:
+    from training.embed import refresh_embeddings
+
+    parameters = context.parameters(EmbeddingsParameters)
+    written = refresh_embeddings(
+        platform.settings,
+        as_of_ms=parameters.instants_ms(context.due_at),
+        version=parameters.version,
+        progress=_advance(context),
+    )
+    if not written:
+        log.info("no model in service reads embeddings: nothing to do")
 
 
 def _evaluate(context: JobContext, platform: Platform) -> None:

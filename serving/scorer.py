@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_features.clock import NEVER_MS
+from graph_features.embeddings import of_encoder
 from graph_features.errors import ModelError
 from graph_features.input_spec import InputSpec
 from graph_features.schema import Cadence, EntityKey, ViewSchema
@@ -206,6 +207,7 @@ def judge(
     for at, ((view, keys), stored) in enumerate(zip(wanted, values, strict=True)):
         given = shard.overrides.get(view.name, {})
         block = RowBlock.from_packed(view, [given.get(row, value) for row, value in enumerate(stored)])
+        block = of_encoder(block, spec.encoder)
         state[at] = _states(view, keys, block, event_ms, pending)
         if view.cadence is Cadence.EVENT:
             marked = _marked(keys, pending)

@@ -81,19 +81,9 @@ class Bundle:
     @classmethod
     def load(cls, path: Path | str, *, threads: int = 1) -> Bundle:
         """Open the bundle in folder `path`; raise ModelError when something of it is missing or of another format."""
-        import onnxruntime
-
         folder = Path(path)
         info = read_info(folder)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # An idle worker's spinning thread would take the core from its neighbours.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(
-            str(folder / ONNX_FILE), sess_options=options, providers=["CPUExecutionProvider"]
-        )
-        return cls(path=folder, info=info, session=session)
+        return cls(path=folder, info=info, session=open_session(folder / ONNX_FILE, threads=threads))
 
     def score(self, tuples: InputTuples) -> npt.NDArray[np.float32]:
         """Return the probability of fraud per payment, float32 [B], 0 to 1."""
@@ -110,6 +100,18 @@ class Bundle:
         """The input tuples that were saved beside the model: warm a worker up with them."""
         with np.load(self.path / EXAMPLE_FILE, allow_pickle=False) as arrays:
             return InputTuples(**{name: arrays[name] for name in arrays.files})
+
+
+def open_session(path: Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Open an ONNX graph for the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # An idle worker's spinning thread would take the core from its neighbours.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
 
 
 def read_info(folder: Path) -> BundleInfo:

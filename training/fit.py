@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from graph_features.errors import ModelError
+from graph_features.input_spec import InputSpec
 from graph_features.settings import TrainingSettings
 from graph_features.tuples import InputTuples
 from training.metrics import average_precision
-from training.model import FraudGnn, ModelConfig, Network
+from training.model import FraudGnn, ModelConfig, Network, PaymentNetwork
 from training.progress import Progress, no_progress
 from training.sampler import BatchSampler, positive_weight
 from training.scaling import ColumnScaling
+from training.towers import head_network
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +79,32 @@ def fit(
 ) -> Fitted[FraudGnn]:
     """Train the payment model on (tuples, is_fraud); see `fit_network`."""
     return fit_network(
-        lambda: _network(train[0], settings, neighbours), train, validation, settings, epochs=epochs, progress=progress
+        lambda: graph_network(train[0], settings, neighbours),
+        train,
+        validation,
+        settings,
+        epochs=epochs,
+        progress=progress,
     )
+
+
+def fit_payments(
+    train: tuple[InputTuples, Bools],
+    validation: tuple[InputTuples, Bools] | None,
+    settings: TrainingSettings,
+    *,
+    spec: InputSpec,
+    epochs: int | None = None,
+    progress: Progress = no_progress,
+) -> Fitted[PaymentNetwork]:
+    """Train the network that suits the inputs: a head where they are embeddings, else the graph network."""
+
+    def build() -> PaymentNetwork:
+        if spec.encoder is not None:
+            return head_network(train[0], settings)
+        return graph_network(train[0], settings, spec.neighbours)
+
+    return fit_network(build, train, validation, settings, epochs=epochs, progress=progress)
 
 
 def fit_network(
@@ -136,12 +162,14 @@ class _Run:
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        steps = settings.epochs * self.sampler.count() + 1
         # The rate falls along a cosine over all epochs that may come, whether or not training stops early.
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser,
             max_lr=settings.learning_rate,
-            total_steps=settings.epochs * self.sampler.count() + 1,
-            pct_start=0.1,
+            total_steps=steps,
+            # A tenth of the way, and a step at least.
+            pct_start=max(0.1, 2 / steps),
         )
         self.averaged = torch.optim.swa_utils.AveragedModel(model, avg_fn=_average)
 
@@ -212,7 +240,8 @@ def _average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor
     return torch.lerp(current, averaged, decay.to(current.dtype))
 
 
-def _network(tuples: InputTuples, settings: TrainingSettings, neighbours: int) -> FraudGnn:
+def graph_network(tuples: InputTuples, settings: TrainingSettings, neighbours: int) -> FraudGnn:
+    """The graph network with its scaling measured on training rows."""
     account = ColumnScaling.measure(tuples.sender_x, tuples.receiver_x)
     transaction = ColumnScaling.measure(tuples.transaction_x)
     neighbour = ColumnScaling.measure(tuples.neighbour_x, with_log=False)

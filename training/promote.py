@@ -19,12 +19,10 @@ from training.bundle import Bundle
 from training.compare import compare_models
 from training.gates import Comparison, Gates, failures
 from training.progress import Progress, no_progress
-from training.registry import CHAMPION, Registry
+from training.registry import CHAMPION, PREVIOUS, Registry
 from training.trail import Decision, Entry, Trail
 
 log = logging.getLogger(__name__)
-
-PREVIOUS = "ringfence.previous_champion"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +82,8 @@ def history(platform: PlatformSettings, *, limit: int = 20, settings: TrainingSe
 
 def present_hash(bundle: Bundle) -> str | None:
     """The feature hash that a bundle's views have today; None when one of them is gone."""
-    views = [view.name for view in bundle.info.inputs.views]
     try:
-        return catalog().feature_hash(views, settings=load(FeatureSettings))
+        return catalog().feature_hash(bundle.info.inputs.hashed_views, settings=load(FeatureSettings))
     except UnknownFeatureError:
         return None
 

@@ -26,6 +26,9 @@ BUNDLE_FOLDER = "extra_files"
 
 CHAMPION = "champion"
 
+PREVIOUS = "ringfence.previous_champion"
+"""Tag of a version: which one was champion before it."""
+
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

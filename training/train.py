@@ -71,6 +71,33 @@ class TrainReport:
     device: str
     test: Evaluation | None
 
+    @classmethod
+    def of(
+        cls,
+        periods: Periods,
+        bundle: Path,
+        run_id: str | None,
+        version: str | None,
+        known: Dataset,
+        candidate: Candidate,
+        test: Evaluation | None,
+    ) -> TrainReport:
+        """The report of one training; `bundle` is where its bundle came to lie."""
+        return cls(
+            periods=periods,
+            bundle=bundle,
+            run_id=run_id,
+            version=version,
+            train_rows=len(known),
+            train_frauds=int(known.is_fraud.sum()),
+            left_out=known.left_out,
+            best_epoch=candidate.best_epoch,
+            validation_average_precision=candidate.validation_average_precision,
+            threshold=candidate.bundle.info.threshold,
+            device=candidate.device,
+            test=test,
+        )
+
 
 def train_model(
     platform: PlatformSettings,
@@ -120,21 +147,10 @@ def train_model(
             result = evaluate(test, candidate.bundle.score(test.tuples), threshold=candidate.bundle.info.threshold)
             candidate = replace(candidate, bundle=with_metrics(candidate.bundle, result))
         progress(0.0, None, "registering")
-        run_id, version, path = _store(platform, candidate, known, test, periods, settings, register, Path(scratch))
-    report = TrainReport(
-        periods=periods,
-        bundle=path,
-        run_id=run_id,
-        version=version,
-        train_rows=len(known),
-        train_frauds=int(known.is_fraud.sum()),
-        left_out=known.left_out,
-        best_epoch=candidate.best_epoch,
-        validation_average_precision=candidate.validation_average_precision,
-        threshold=candidate.bundle.info.threshold,
-        device=candidate.device,
-        test=result,
-    )
+        run_id, version, path = store_candidate(
+            platform, candidate, known, test, periods, settings, register, Path(scratch)
+        )
+    report = TrainReport.of(periods, path, run_id, version, known, candidate, result)
     if version is not None:
         tags = {FINGERPRINT: fingerprint, REPORT: json.dumps({name: getattr(report, name) for name in REPORTED})}
         Registry.open(platform.home).tag(settings.model_name, version, tags)
@@ -217,7 +233,7 @@ def make_candidate(
     """Fit with early stopping, calibrate on validation rows, fit again on all rows, export into `scratch`/bundle."""
     # torch takes seconds to import; a caller that only plans or reads reports does without.
     from training.export import write_bundle
-    from training.fit import fit, logits
+    from training.fit import fit_payments, logits
 
     train = known.between(periods.train_from, periods.validation_from)
     validation = known.between(periods.validation_from, periods.train_to)
@@ -227,7 +243,7 @@ def make_candidate(
             "move validation_from, or choose a longer training period"
         )
     rows, held_out_rows = (train.tuples, train.is_fraud), (validation.tuples, validation.is_fraud)
-    fitted = fit(rows, held_out_rows, settings, neighbours=spec.neighbours, progress=progress)
+    fitted = fit_payments(rows, held_out_rows, settings, spec=spec, progress=progress)
     held_out = logits(fitted.model, validation.tuples)
     scale, shift = platt(held_out, validation.is_fraud)
     curves = {
@@ -238,7 +254,7 @@ def make_candidate(
     if settings.refit:
         # The last days before the model goes live are the ones most like what it will see: they must not go unused.
         everything = (known.tuples, known.is_fraud)
-        fitted = fit(everything, None, settings, neighbours=spec.neighbours, epochs=best, progress=progress)
+        fitted = fit_payments(everything, None, settings, spec=spec, epochs=best, progress=progress)
         genuine = ~validation.is_fraud
         again = logits(fitted.model, validation.tuples)[genuine]
         fitted.model.calibrate(*carry_over(scale, shift, held_out[genuine], again))
@@ -281,7 +297,7 @@ def _threshold(score: npt.NDArray[np.float64], validation: Dataset, settings: Tr
     )
 
 
-def _store(
+def store_candidate(
     platform: PlatformSettings,
     candidate: Candidate,
     known: Dataset,

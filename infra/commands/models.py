@@ -1,4 +1,4 @@
-"""train, evaluate, promote, promotions: from feature rows to a model in service."""
+"""train, train-head, embeddings, evaluate, promote, promotions: from feature rows to a model in service."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from infra.console import fail, instant_option, progress, say, table
 if TYPE_CHECKING:
     from training.evaluate import Evaluation
     from training.gates import Comparison
+    from training.train import TrainReport
 
 ProtocolOption = Annotated[str, typer.Option(help="all, or handbook: without senders whose fraud is known by then.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as one line of JSON.")]
@@ -52,14 +53,58 @@ def train(
             reuse=reuse,
             progress=advance,
         )
-    if report.test is not None:
-        _show(f"test of version {report.version}", report.test, quiet=json_)
-    if json_:
-        test = None if report.test is None else report.test.figures()
-        say(json.dumps({"version": report.version, "run_id": report.run_id, "test": test}))
-    else:
-        rows = f"{report.train_rows:,} payments, {report.train_frauds:,} of them fraudulent"
-        say(f"version {report.version}: trained on {rows}, in {report.best_epoch} epochs on {report.device}")
+    _say_trained(report, json_=json_)
+
+
+def train_head(
+    from_: Annotated[datetime, instant_option("--from", help="Start of the training period.")],
+    to: Annotated[datetime, instant_option("--to", help="Its end, excluded.")],
+    validation_from: Annotated[datetime | None, instant_option(help="By default the last fifth of the period.")] = None,
+    label_cut: Annotated[datetime | None, instant_option(help="Labels known before; end plus maturity.")] = None,
+    test_from: Annotated[datetime | None, instant_option(help="By default the label cut.")] = None,
+    test_to: Annotated[datetime | None, instant_option(help="Without it nothing is tested.")] = None,
+    protocol: ProtocolOption = "all",
+    views: Annotated[list[str] | None, typer.Option("--view", help="Views read beside embeddings; repeat it.")] = None,
+    register_: Annotated[bool, typer.Option("--register/--no-register", help="Register the model in MLflow.")] = True,
+    json_: JsonOption = False,
+) -> None:
+    """Train a model whose first layers run in batch: an encoder of accounts, and a head that reads what it stored."""
+    from graph_features.settings import PlatformSettings, load
+    from training.evaluate import protocol_named
+    from training.head import REAL_TIME_VIEWS, train_head
+
+    with progress("train-head") as advance:
+        report = train_head(
+            load(PlatformSettings),
+            train_from=from_,
+            train_to=to,
+            validation_from=validation_from,
+            label_cut=label_cut,
+            test_from=test_from,
+            test_to=test_to,
+            protocol=protocol_named(protocol),
+            views=REAL_TIME_VIEWS if views is None else views,
+            register=register_,
+            progress=advance,
+        )
+    _say_trained(report, json_=json_)
+
+
+def embeddings(
+    as_of: Annotated[datetime | None, instant_option(help="The instant; by default now.")] = None,
+    from_: Annotated[datetime | None, instant_option("--from", help="Instead: start of a period.")] = None,
+    to: Annotated[datetime | None, instant_option("--to", help="Its end, excluded.")] = None,
+    every: Annotated[str, typer.Option(help="Distance of the period's instants: 6h, 1d.")] = "1d",
+    version: Annotated[
+        str | None, typer.Option(help="By default the version in service, and the next or the one before it.")
+    ] = None,
+) -> None:
+    """Embed every account for the models that read embeddings, offline and online: a job of kind embeddings."""
+    from infra.jobs import run_job
+
+    moments = {"as_of": as_of, "from": from_, "to": to}
+    named = {name: moment.isoformat() for name, moment in moments.items() if moment is not None}
+    say(run_job("embeddings", {**named, "every": every, "version": version}))
 
 
 def evaluate(
@@ -190,11 +235,22 @@ def _show_comparison(found: Comparison) -> None:
         say(f"scores move by {found.score_shift:.4f} on average; AP gained: {low:+.4f} to {high:+.4f} (90 %)")
 
 
+def _say_trained(report: TrainReport, *, json_: bool) -> None:
+    if report.test is not None:
+        _show(f"test of version {report.version}", report.test, quiet=json_)
+    if json_:
+        test = None if report.test is None else report.test.figures()
+        say(json.dumps({"version": report.version, "run_id": report.run_id, "test": test}))
+    else:
+        rows = f"{report.train_rows:,} payments, {report.train_frauds:,} of them fraudulent"
+        say(f"version {report.version}: trained on {rows}, in {report.best_epoch} epochs on {report.device}")
+
+
 def _show(title: str, result: Evaluation, *, quiet: bool) -> None:
     if not quiet:
         table(title, ["figure", "value"], [[name, f"{value:,.4f}"] for name, value in result.figures().items()])
 
 
 def register(app: typer.Typer) -> None:
-    for command in (train, evaluate, accounts, promote, promotions):
+    for command in (train, train_head, embeddings, evaluate, accounts, promote, promotions):
         app.command()(command)
