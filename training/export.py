@@ -21,7 +21,7 @@ from torch import nn
 from graph_features.errors import ModelError
 from graph_features.input_spec import InputSpec
 from graph_features.tuples import AccountInputs, InputTuples
-from training.bundle import EXAMPLE_FILE, ONNX_FILE, PT2_FILE, Bundle, BundleInfo
+from training.bundle import EXAMPLE_FILE, ONNX_FILE, ORDINARY_FILE, PT2_FILE, Bundle, BundleInfo, ordinary_payment
 from training.encoder import ENCODER_ONNX, ENCODER_PT2, Encoder, EncoderInfo
 from training.model import PaymentNetwork
 from training.towers import AccountEncoder
@@ -49,6 +49,7 @@ def write_bundle(path: Path, model: PaymentNetwork, info: BundleInfo, sample: In
         np.savez(
             folder / EXAMPLE_FILE, allow_pickle=False, **sample.take(np.arange(min(EXAMPLE_ROWS, len(sample)))).feeds()
         )
+        np.savez(folder / ORDINARY_FILE, allow_pickle=False, **ordinary_payment(sample).feeds())
         info.save(folder)
         bundle = Bundle.load(folder)
         compare(model, bundle, sample)
