@@ -28,6 +28,7 @@ class TrainParameters(JobParameters):
 
     last: PositiveDuration = Field(default=timedelta(days=28), description="Length of the training period.")
     test: PositiveDuration = Field(default=timedelta(days=7), description="Length of the test period after it.")
+    search_minutes: float | None = Field(default=None, ge=0, description="Look for better settings first, so long.")
     promote: bool = Field(default=False, description="Promote the model when it holds every gate.")
     gates: Gates | None = Field(default=None, description="Gates; else those of RINGFENCE_PROMOTION_GATES.")
 
@@ -160,6 +161,7 @@ def _train(context: JobContext, platform: Platform) -> None:
         label_cut=test_from,
         test_from=test_from,
         test_to=test_to,
+        search_minutes=parameters.search_minutes,
         settings=settings,
         progress=_advance(context),
     )

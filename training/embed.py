@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 
 from graph_features.backends import open_offline, open_online
@@ -18,6 +17,7 @@ from graph_features.clock import created_timestamp
 from graph_features.contracts import CREATED, TIMESTAMP
 from graph_features.embeddings import EMBEDDING_SIZE
 from graph_features.errors import ModelError, SchemaMismatchError
+from graph_features.refresh import newest_rows
 from graph_features.schema import ViewSchema
 from graph_features.settings import FeatureSettings, PlatformSettings, TrainingSettings, load
 from graph_features.sources.base import Records
@@ -74,55 +74,61 @@ def store_embeddings(
     """
     _check(encoder)
     seen = Seen.of(history.records.read_all(before_ms=max(as_of_ms)))
+    wanted = _wanted_rows(seen, sorted(as_of_ms))
     offline, online = open_offline(platform), open_online(platform)
-    rows = 0
+    rows, total = 0, float(len(wanted))
     try:
         offline.create_view(view)
-        for number, instant in enumerate(sorted(as_of_ms)):
-            progress(float(number), float(len(as_of_ms)), "embedding accounts")
-            accounts = seen.account_id[seen.first_ms < instant]
-            for first in range(0, len(accounts), CHUNK_ROWS):
-                chunk = accounts[first : first + CHUNK_ROWS]
-                table = embedding_rows(history.store, encoder, view, chunk, instant, seen.max_seq)
-                part = f"embeddings-{encoder.info.id:x}-{instant}-{first}"
-                rows += offline.write(view, table, part=part)
-                online.write(view, table)
-        progress(float(len(as_of_ms)), float(len(as_of_ms)), "embedding accounts")
+        for first in range(0, len(wanted), CHUNK_ROWS):
+            progress(float(first), total, "embedding accounts")
+            table = embedding_rows(history.store, encoder, view, wanted.slice(first, CHUNK_ROWS), seen.max_seq)
+            part = f"embeddings-{encoder.info.id:x}-{min(as_of_ms)}-{max(as_of_ms)}-{first}"
+            rows += offline.write(view, table, part=part)
+            online.write(view, newest_rows(view, table))
+        progress(total, total, "embedding accounts")
     finally:
         offline.close()
         online.close()
     return rows
 
 
+def _wanted_rows(seen: Seen, as_of_ms: Sequence[int]) -> pa.Table:
+    """account_id and event_timestamp: per instant, oldest first, every account that had been seen."""
+    known = [np.flatnonzero(seen.first_ms < instant) for instant in as_of_ms]
+    instants = np.repeat(np.array(as_of_ms, np.int64), [len(rows) for rows in known])
+    return pa.table(
+        {
+            "account_id": pa.array(seen.account_id[np.concatenate(known)], pa.string()),
+            "event_timestamp": pa.array(instants).cast(TIMESTAMP),
+        }
+    )
+
+
 def embedding_rows(
-    store: feast.FeatureStore,
-    encoder: Encoder,
-    view: ViewSchema,
-    account_id: npt.NDArray[np.object_],
-    as_of_ms: int,
-    max_seq: int,
+    store: feast.FeatureStore, encoder: Encoder, view: ViewSchema, wanted: pa.Table, max_seq: int
 ) -> pa.Table:
-    """Rows of `view` for accounts at one instant; accounts without a single feature row by then are left out."""
-    moment = pd.Timestamp(as_of_ms, unit="ms", tz="UTC")
-    entities = pd.DataFrame({"account_id": account_id, "event_timestamp": moment, ROW: np.arange(len(account_id))})
+    """Rows of `view` for (account_id, event_timestamp); what has no feature row by then is left out."""
+    entities = wanted.to_pandas()
+    entities[ROW] = np.arange(len(entities))
     service = store.get_feature_service(ACCOUNT_SERVICE)
     job = store.get_historical_features(entity_df=entities, features=service, full_feature_names=True)
     joined = job.to_arrow().sort_by(ROW)
     spec = encoder.info.inputs
     blocks = {one.name: RowBlock.from_arrow(one, joined, prefix=f"{one.name}__") for one in spec.account_views}
-    known = np.any([block.present for block in blocks.values()], axis=0)
-    if not known.any():
+    rows = np.flatnonzero(np.any([block.present for block in blocks.values()], axis=0))
+    if len(rows) == 0:
         raise ModelError(
-            f"none of {len(account_id)} accounts has a feature row at {moment.isoformat()}: backfill features first"
+            f"none of {len(wanted)} accounts (first: {wanted['account_id'][0]}) has a feature row by "
+            f"{wanted['event_timestamp'][0]}: backfill features of that time first"
         )
-    rows = np.flatnonzero(known)
+    kept = wanted.take(pa.array(rows)).combine_chunks()
+    instants = kept["event_timestamp"].cast(pa.int64()).to_numpy()
     nobody = np.full(len(rows), None, dtype=object)
-    instants = np.full(len(rows), as_of_ms, np.int64)
     inputs = build_account_inputs(spec, instants, nobody, {name: block.take(rows) for name, block in blocks.items()})
     made = encoder.embed(inputs).astype(np.float64)
     columns = [
-        pa.array(account_id[rows], pa.string()),
-        pa.array(instants).cast(TIMESTAMP),
+        kept["account_id"],
+        kept["event_timestamp"],
         pa.repeat(pa.scalar(created_timestamp(max_seq), CREATED), len(rows)),
         pa.repeat(pa.scalar(encoder.info.id, pa.int64()), len(rows)),
         *(pa.array(np.ascontiguousarray(made[:, at])) for at in range(EMBEDDING_SIZE)),

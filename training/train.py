@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from graph_features.input_spec import InputSpec
 from graph_features.settings import PlatformSettings, TrainingSettings, load
 from training.bundle import Bundle, BundleInfo
 from training.calibrate import carry_over, platt, sigmoid
+from training.checkpoint import Checkpoint, checkpoint_folder
 from training.dataset import Dataset
 from training.evaluate import Evaluation, Protocol, evaluate, unknown
 from training.history import current_spec, open_history
@@ -52,6 +54,8 @@ class Candidate:
     best_epoch: int
     validation_average_precision: float
     device: str
+    trials: tuple[dict[str, Any], ...] = ()
+    """Of the search for settings, if there was one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,7 @@ def train_model(
     seed: int | None = None,
     register: bool = True,
     reuse: bool = False,
+    search_minutes: float | None = None,
     settings: TrainingSettings | None = None,
     progress: Progress = no_progress,
 ) -> TrainReport:
@@ -120,8 +125,10 @@ def train_model(
     Defaults: validation is the last share of the training period (RINGFENCE_TRAIN_VALIDATION_SHARE), the label cut is
     train_to plus the label maturity, the test period begins at the label cut; without `test_to` nothing is tested. Test
     labels are those known by now. The same data, settings and seed give the same model on a CPU. Raises ModelError when
-    a period is empty or holds no fraud to learn from. An interrupted call registers nothing. With `reuse`, a version
-    that was trained on exactly this (records, features, periods, settings) is returned in place of a new one.
+    a period is empty or holds no fraud to learn from. An interrupted call registers nothing; the same call goes on
+    where the last epoch ended. With `reuse`, a version that was trained on exactly this (records, features, periods,
+    settings) is returned in place of a new one. With `search_minutes` settings are looked for first, for so long, on
+    folds of the training period.
     """
     settings = settings or load(TrainingSettings)
     if seed is not None:
@@ -140,8 +147,20 @@ def train_model(
     if reuse and (earlier := _trained_before(platform, fingerprint, periods, settings)) is not None:
         return earlier
     known, test = read_periods(platform, spec, periods, protocol, settings, progress)
-    with tempfile.TemporaryDirectory(prefix="ringfence-train-") as scratch:
-        candidate = make_candidate(known, periods, spec, settings, Path(scratch), progress)
+    with (
+        checkpoint_folder(platform.home, fingerprint) as left,
+        tempfile.TemporaryDirectory(prefix="ringfence-train-") as scratch,
+    ):
+        searched = None
+        if search_minutes is not None:
+            from training.search import search_settings
+
+            searched = search_settings(
+                known, periods, spec, settings, minutes=search_minutes, folder=left, progress=progress
+            )
+            settings = searched.settings
+        candidate = make_candidate(known, periods, spec, settings, Path(scratch), progress, checkpoints=left)
+        candidate = replace(candidate, trials=() if searched is None else searched.trials)
         result = None
         if test is not None:
             result = evaluate(test, candidate.bundle.score(test.tuples), threshold=candidate.bundle.info.threshold)
@@ -228,9 +247,19 @@ def read_periods(
 
 
 def make_candidate(
-    known: Dataset, periods: Periods, spec: InputSpec, settings: TrainingSettings, scratch: Path, progress: Progress
+    known: Dataset,
+    periods: Periods,
+    spec: InputSpec,
+    settings: TrainingSettings,
+    scratch: Path,
+    progress: Progress,
+    *,
+    checkpoints: Path | None = None,
 ) -> Candidate:
-    """Fit with early stopping, calibrate on validation rows, fit again on all rows, export into `scratch`/bundle."""
+    """Fit with early stopping, calibrate on validation rows, fit again on all rows, export into `scratch`/bundle.
+
+    Where the fits stand is kept in the folder `checkpoints`, if one is given.
+    """
     # torch takes seconds to import; a caller that only plans or reads reports does without.
     from training.export import write_bundle
     from training.fit import fit_payments, logits
@@ -243,7 +272,8 @@ def make_candidate(
             "move validation_from, or choose a longer training period"
         )
     rows, held_out_rows = (train.tuples, train.is_fraud), (validation.tuples, validation.is_fraud)
-    fitted = fit_payments(rows, held_out_rows, settings, spec=spec, progress=progress)
+    kept = _checkpoints(checkpoints, settings)
+    fitted = fit_payments(rows, held_out_rows, settings, spec=spec, checkpoint=kept.get("fit"), progress=progress)
     held_out = logits(fitted.model, validation.tuples)
     scale, shift = platt(held_out, validation.is_fraud)
     curves = {
@@ -254,7 +284,10 @@ def make_candidate(
     if settings.refit:
         # The last days before the model goes live are the ones most like what it will see: they must not go unused.
         everything = (known.tuples, known.is_fraud)
-        fitted = fit_payments(everything, None, settings, spec=spec, epochs=best, progress=progress)
+        again_from = kept.get("refit")
+        fitted = fit_payments(
+            everything, None, settings, spec=spec, epochs=best, checkpoint=again_from, progress=progress
+        )
         genuine = ~validation.is_fraud
         again = logits(fitted.model, validation.tuples)[genuine]
         fitted.model.calibrate(*carry_over(scale, shift, held_out[genuine], again))
@@ -279,6 +312,13 @@ def make_candidate(
         validation_average_precision=curves["validation_average_precision"][best - 1],
         device=fitted.device,
     )
+
+
+def _checkpoints(folder: Path | None, settings: TrainingSettings) -> dict[str, Checkpoint]:
+    if folder is None:
+        return {}
+    key = settings.model_dump_json()
+    return {name: Checkpoint(path=folder / f"{name}.pt", key=key) for name in ("fit", "refit")}
 
 
 def with_metrics(bundle: Bundle, result: Evaluation) -> Bundle:

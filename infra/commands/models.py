@@ -31,6 +31,7 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     register_: Annotated[bool, typer.Option("--register/--no-register", help="Register the model in MLflow.")] = True,
     reuse: Annotated[bool, typer.Option(help="Take the version that was trained on exactly this, if any.")] = False,
+    search: Annotated[float | None, typer.Option(min=0, help="Minutes to look for better settings first.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Train a model on a period, test it on a later one, and register it in MLflow."""
@@ -51,6 +52,7 @@ def train(
             seed=seed,
             register=register_,
             reuse=reuse,
+            search_minutes=search,
             progress=advance,
         )
     _say_trained(report, json_=json_)

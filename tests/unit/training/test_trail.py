@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ def others_wait(trail: Trail) -> bool:
         raw.execute("PRAGMA busy_timeout = 1")
         try:
             raw.execute("BEGIN IMMEDIATE")
-        except Exception as error:
+        except sqlite3.OperationalError as error:
             return "locked" in str(error)
         raw.execute("ROLLBACK")
         return False
