@@ -93,13 +93,13 @@ def store_embeddings(
 
 
 def _wanted_rows(seen: Seen, as_of_ms: Sequence[int]) -> pa.Table:
-    """account_id and event_timestamp: per instant, oldest first, every account that had been seen."""
-    known = [np.flatnonzero(seen.first_ms < instant) for instant in as_of_ms]
-    instants = np.repeat(np.array(as_of_ms, np.int64), [len(rows) for rows in known])
+    """account_id and event_timestamp: per account, oldest first, every instant before which it had been seen."""
+    instants = np.array(as_of_ms, np.int64)
+    account, instant = np.nonzero(seen.first_ms[:, None] < instants)
     return pa.table(
         {
-            "account_id": pa.array(seen.account_id[np.concatenate(known)], pa.string()),
-            "event_timestamp": pa.array(instants).cast(TIMESTAMP),
+            "account_id": pa.array(seen.account_id[account], pa.string()),
+            "event_timestamp": pa.array(instants[instant]).cast(TIMESTAMP),
         }
     )
 

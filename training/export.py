@@ -83,6 +83,24 @@ def compare(model: PaymentNetwork, bundle: Bundle, sample: InputTuples) -> float
     return worst
 
 
+def agree(bundle: Bundle) -> None:
+    """Raise ModelError unless a bundle's two graphs score its examples alike, with neighbours, alone and without any.
+
+    What was compared with the network when it was written is compared again as it lies on disk.
+    """
+    archive = torch.export.load(bundle.path / PT2_FILE).module()
+    example = bundle.example()
+    for tuples in (example, example.take(np.array([0])), without_neighbours(example)):
+        with torch.no_grad():
+            expected = archive(*as_tensors(tuples.feeds())).numpy()
+        difference = float(np.abs(bundle.score(tuples) - expected).max(initial=0.0))
+        if not difference <= TOLERANCE:
+            raise ModelError(
+                f"{ONNX_FILE} and {PT2_FILE} differ by {difference:.2e} on the bundle's own examples, at most "
+                f"{TOLERANCE:.0e} was expected: it was not registered, train again"
+            )
+
+
 def network_scores(model: PaymentNetwork, tuples: InputTuples) -> npt.NDArray[np.float32]:
     """Scores of the PyTorch network itself, float32 [B]."""
     model.eval()

@@ -268,6 +268,18 @@ def logits(model: Network, inputs: Inputs) -> Float64:
     return out
 
 
+def hidden(model: PaymentNetwork, inputs: Inputs) -> npt.NDArray[np.float32]:
+    """What goes into the last layer, float32 [B, H]: the network's own picture of each row."""
+    last = model.head[-1]
+    caught: list[npt.NDArray[np.float32]] = []
+    handle = last.register_forward_pre_hook(lambda _module, given: caught.append(given[0].cpu().numpy()))
+    try:
+        logits(model, inputs)
+    finally:
+        handle.remove()
+    return np.concatenate(caught)
+
+
 def tensors(inputs: Inputs, device: torch.device) -> list[Tensor]:
     """A network's inputs on `device`, in order."""
     return [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in inputs.feeds().values()]

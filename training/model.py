@@ -157,6 +157,8 @@ class PaymentNetwork(Network):
     """Ends in a calibrated score of payments."""
 
     calibration: Tensor
+    head: nn.Sequential
+    """The last layers, one logit at their end."""
 
     def __init__(self, config: Configuration) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graph_features.errors import ModelError, StoreUnavailableError
-from training.bundle import ONNX_FILE, Bundle
+from training.bundle import ONNX_FILE, PT2_FILE, Bundle
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -92,7 +92,14 @@ class Registry:
         history: Mapping[str, list[float]],
         plots: Mapping[str, Path],
     ) -> tuple[str, str]:
-        """Log one training run with its bundle and register it under `name`; return (run id, version)."""
+        """Log one training run with its bundle and register it under `name`; return (run id, version).
+
+        Raises ModelError when the bundle's ONNX graph and its pt2 archive do not score alike.
+        """
+        if (bundle.path / PT2_FILE).is_file():
+            from training.export import agree
+
+            agree(bundle)
         mlflow = _mlflow()
         mlflow.set_tracking_uri(self.tracking_uri)
         mlflow.set_registry_uri(self.tracking_uri)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 import warnings
@@ -175,8 +174,3 @@ def _report(study: optuna.Study) -> tuple[dict[str, Any], ...]:
         for trial in study.trials
     ]
     return tuple(sorted(found, key=lambda one: (one["state"] != "COMPLETE", -(one["average_precision"] or 0.0))))
-
-
-def write_trials(found: Search, path: Path) -> None:
-    """Write every trial to a JSON file."""
-    path.write_text(json.dumps(found.trials, indent=1) + "\n", encoding="utf-8")

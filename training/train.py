@@ -7,30 +7,36 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from graph_features.backends import open_records
 from graph_features.clock import MAX_EVENT_MS, from_ms
 from graph_features.errors import ModelError
 from graph_features.input_spec import InputSpec
 from graph_features.settings import PlatformSettings, TrainingSettings, load
+from graph_features.tuples import InputTuples
 from training.bundle import Bundle, BundleInfo
 from training.calibrate import carry_over, platt, sigmoid
 from training.checkpoint import Checkpoint, checkpoint_folder
 from training.dataset import Dataset
 from training.evaluate import Evaluation, Protocol, evaluate, unknown
 from training.history import current_spec, open_history
+from training.importance import importance
 from training.metrics import budget_threshold
 from training.periods import Periods
 from training.plots import write_plots
 from training.progress import Progress, no_progress
 from training.registry import Registry, git_revision
+from training.scenarios import scenario_figures
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +62,10 @@ class Candidate:
     device: str
     trials: tuple[dict[str, Any], ...] = ()
     """Of the search for settings, if there was one."""
+    hidden: Callable[[InputTuples], npt.NDArray[np.float32]] | None = None
+    """What the network makes of payments before its last layer; see training.fit.hidden."""
+    scenarios: pa.Table | None = None
+    """transaction_id and scenario, where scenarios are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +127,7 @@ def train_model(
     register: bool = True,
     reuse: bool = False,
     search_minutes: float | None = None,
+    scenarios: pa.Table | None = None,
     settings: TrainingSettings | None = None,
     progress: Progress = no_progress,
 ) -> TrainReport:
@@ -128,7 +139,7 @@ def train_model(
     a period is empty or holds no fraud to learn from. An interrupted call registers nothing; the same call goes on
     where the last epoch ended. With `reuse`, a version that was trained on exactly this (records, features, periods,
     settings) is returned in place of a new one. With `search_minutes` settings are looked for first, for so long, on
-    folds of the training period.
+    folds of the training period. `scenarios` (see training.scenarios) adds figures per scenario of the test's frauds.
     """
     settings = settings or load(TrainingSettings)
     if seed is not None:
@@ -160,7 +171,8 @@ def train_model(
             )
             settings = searched.settings
         candidate = make_candidate(known, periods, spec, settings, Path(scratch), progress, checkpoints=left)
-        candidate = replace(candidate, trials=() if searched is None else searched.trials)
+        trials = () if searched is None else searched.trials
+        candidate = replace(candidate, trials=trials, scenarios=scenarios)
         result = None
         if test is not None:
             result = evaluate(test, candidate.bundle.score(test.tuples), threshold=candidate.bundle.info.threshold)
@@ -262,7 +274,7 @@ def make_candidate(
     """
     # torch takes seconds to import; a caller that only plans or reads reports does without.
     from training.export import write_bundle
-    from training.fit import fit_payments, logits
+    from training.fit import fit_payments, hidden, logits
 
     train = known.between(periods.train_from, periods.validation_from)
     validation = known.between(periods.validation_from, periods.train_to)
@@ -311,6 +323,7 @@ def make_candidate(
         best_epoch=best,
         validation_average_precision=curves["validation_average_precision"][best - 1],
         device=fitted.device,
+        hidden=partial(hidden, fitted.model),
     )
 
 
@@ -354,22 +367,39 @@ def store_candidate(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(candidate.bundle.path, target)
         return None, None, target
-    plots = {}
+    plots: dict[str, Path] = {}
+    metrics = _metrics(candidate)
     if test is not None:
-        score = candidate.bundle.score(test.tuples)
-        plots = write_plots(scratch, test.is_fraud, score, title="Test period")
+        more, plots = _pictures(candidate, test, scratch)
+        metrics |= more
+    if candidate.trials:
+        plots["search"] = scratch / "search.json"
+        plots["search"].write_text(json.dumps(candidate.trials, indent=1) + "\n", encoding="utf-8")
     registry = Registry.open(platform.home)
     run_id, version = registry.log(
         candidate.bundle,
         experiment=settings.experiment,
         name=settings.model_name,
         parameters=_parameters(candidate, known, periods, settings),
-        metrics=_metrics(candidate),
+        metrics=metrics,
         history=candidate.curves,
         plots=plots,
     )
     log.info("registered %s version %s", settings.model_name, version)
     return run_id, version, registry.download(settings.model_name, version)
+
+
+def _pictures(candidate: Candidate, test: Dataset, scratch: Path) -> tuple[dict[str, float], dict[str, Path]]:
+    """Figures of the test period beyond the bundle's own, and pictures."""
+    bundle = candidate.bundle
+    score = bundle.score(test.tuples)
+    lost = importance(bundle, test)
+    metrics = {f"importance_{name.replace(':', '_')}": value for name, value in lost.items()}
+    if candidate.scenarios is not None:
+        figures = scenario_figures(test, score, candidate.scenarios, threshold=bundle.info.threshold)
+        metrics |= {f"test_{name}": value for name, value in figures.items()}
+    seen = None if candidate.hidden is None else candidate.hidden(test.tuples)
+    return metrics, write_plots(scratch, test, score, title="Test period", importance=lost, hidden=seen)
 
 
 def _parameters(

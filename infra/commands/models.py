@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +13,14 @@ import typer
 from infra.console import fail, instant_option, progress, say, table
 
 if TYPE_CHECKING:
-    from training.evaluate import Evaluation
     from training.gates import Comparison
     from training.train import TrainReport
 
 ProtocolOption = Annotated[str, typer.Option(help="all, or handbook: without senders whose fraud is known by then.")]
+ScenariosOption = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Parquet or CSV of transaction_id and scenario: figures per one."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as one line of JSON.")]
 
 
@@ -31,12 +35,14 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     register_: Annotated[bool, typer.Option("--register/--no-register", help="Register the model in MLflow.")] = True,
     reuse: Annotated[bool, typer.Option(help="Take the version that was trained on exactly this, if any.")] = False,
+    scenarios: ScenariosOption = None,
     search: Annotated[float | None, typer.Option(min=0, help="Minutes to look for better settings first.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Train a model on a period, test it on a later one, and register it in MLflow."""
     from graph_features.settings import PlatformSettings, load
     from training.evaluate import protocol_named
+    from training.scenarios import read_scenarios
     from training.train import train_model
 
     with progress("train") as advance:
@@ -53,6 +59,7 @@ def train(
             register=register_,
             reuse=reuse,
             search_minutes=search,
+            scenarios=None if scenarios is None else read_scenarios(scenarios),
             progress=advance,
         )
     _say_trained(report, json_=json_)
@@ -115,6 +122,7 @@ def evaluate(
     version: Annotated[str | None, typer.Option(help="A version; by default the one in service.")] = None,
     label_cut: Annotated[datetime | None, instant_option(help="Labels known before; by default all.")] = None,
     protocol: ProtocolOption = "all",
+    scenarios: ScenariosOption = None,
     scores: Annotated[Path | None, typer.Option(help="Write each payment's score to this Parquet file.")] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -122,6 +130,7 @@ def evaluate(
     from graph_features.settings import PlatformSettings, load
     from training.assess import evaluate_model
     from training.evaluate import protocol_named
+    from training.scenarios import read_scenarios, scenario_figures
 
     with progress("evaluate") as advance:
         found = evaluate_model(
@@ -135,9 +144,13 @@ def evaluate(
         )
     if scores is not None:
         found.write_scores(scores)
-    _show(f"{found.name} {found.version}", found.result, quiet=json_)
+    figures = found.result.figures()
+    if scenarios is not None:
+        known = read_scenarios(scenarios)
+        figures |= scenario_figures(found.dataset, found.score, known, threshold=found.threshold)
+    _show(f"{found.name} {found.version}", figures, quiet=json_)
     if json_:
-        say(json.dumps({"version": found.version, **found.result.figures()}))
+        say(json.dumps({"version": found.version, **figures}))
 
 
 def accounts(
@@ -239,7 +252,7 @@ def _show_comparison(found: Comparison) -> None:
 
 def _say_trained(report: TrainReport, *, json_: bool) -> None:
     if report.test is not None:
-        _show(f"test of version {report.version}", report.test, quiet=json_)
+        _show(f"test of version {report.version}", report.test.figures(), quiet=json_)
     if json_:
         test = None if report.test is None else report.test.figures()
         say(json.dumps({"version": report.version, "run_id": report.run_id, "test": test}))
@@ -248,9 +261,9 @@ def _say_trained(report: TrainReport, *, json_: bool) -> None:
         say(f"version {report.version}: trained on {rows}, in {report.best_epoch} epochs on {report.device}")
 
 
-def _show(title: str, result: Evaluation, *, quiet: bool) -> None:
+def _show(title: str, figures: Mapping[str, float], *, quiet: bool) -> None:
     if not quiet:
-        table(title, ["figure", "value"], [[name, f"{value:,.4f}"] for name, value in result.figures().items()])
+        table(title, ["figure", "value"], [[name, f"{value:,.4f}"] for name, value in figures.items()])
 
 
 def register(app: typer.Typer) -> None:
