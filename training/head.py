@@ -29,6 +29,7 @@ from training.evaluate import Protocol, evaluate
 from training.history import current_spec, open_history
 from training.periods import Periods
 from training.progress import Progress, no_progress
+from training.registry import Registry
 from training.train import (
     TrainReport,
     make_candidate,
@@ -99,6 +100,9 @@ def train_head(
             result = evaluate(test, candidate.bundle.score(test.tuples), threshold=candidate.bundle.info.threshold)
             candidate = replace(candidate, bundle=with_metrics(candidate.bundle, result))
         run_id, version, path = store_candidate(platform, candidate, known, test, periods, settings, register, scratch)
+    if version is not None:
+        tags = {"ringfence.encoder": f"{encoder.info.id:x}", "ringfence.embeddings": slot.name}
+        Registry.open(platform.home).tag(settings.model_name, version, tags)
     return TrainReport.of(periods, path, run_id, version, known, candidate, result)
 
 

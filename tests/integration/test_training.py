@@ -16,11 +16,17 @@ from graph_features.clock import DAY_MS, from_ms
 from graph_features.contracts import LABEL_SCHEMA, TRANSACTION_SCHEMA
 from graph_features.drivers.batch import event_rows, latest_rows, slice_rows
 from graph_features.edges import EdgeTable
-from graph_features.errors import ModelError
+from graph_features.embeddings import EMBEDDING_VIEWS
+from graph_features.errors import ModelError, SchemaMismatchError
 from graph_features.schema import Cadence
 from graph_features.settings import FeatureSettings, PlatformSettings, TrainingSettings
+from graph_features.stores.blocks import RowBlock
 from graph_features.tuples import InputTuples, TransactionColumns, TupleBlocks, build_tuples, row_requests
 from training.bundle import Bundle
+from training.embed import free_slot, refresh_embeddings
+from training.encoder import Encoder, embedding_view
+from training.gates import Gates
+from training.head import train_head
 from training.history import History, current_spec, open_history
 from training.promote import history as decisions
 from training.promote import promote_model
@@ -300,6 +306,57 @@ def test_worse_challenger_is_refused(report: TrainReport, platform: PlatformSett
     assert worse.version is not None
     assert registry.tags("ringfence", worse.version)["ringfence.decision"] == "refused"
     assert registry.version_of("ringfence", "champion") == before
+
+
+def test_a_head_runs_on_stored_embeddings(
+    report: TrainReport, platform: PlatformSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head trains on embeddings that Feast hands out, is compared with the whole model, and is kept fresh by its job.
+
+    Its rows carry the encoder's id; a job for a model without an encoder writes nothing.
+    """
+    registry = Registry.open(platform.home)
+    assert refresh_embeddings(platform, as_of_ms=[START_MS + 13 * DAY_MS], version="1", settings=SETTINGS) == {}
+    head = train_head(
+        platform, train_from=day(3), train_to=day(9), test_from=day(10), test_to=day(13), settings=SETTINGS
+    )
+    assert head.version is not None
+    assert head.test is not None
+    assert head.test.average_precision > 2 * head.test.frauds / head.test.payments
+    folder = registry.download("ringfence", head.version)
+    encoder, view = Encoder.load(folder), embedding_view(Bundle.load(folder).info.inputs)
+    assert view is not None
+    online = open_online(platform)
+    (packed,) = online.read([(view, [("s1",), ("r2",)])])
+    online.close()
+    block = RowBlock.from_packed(view, packed)
+    assert block.int64("encoder_id")[0].tolist() == [encoder.info.id] * 2
+    assert (block.as_of_ms % DAY_MS == 0).all()
+    registry.set_alias("ringfence", "champion", "1")
+    gates = Gates(
+        window_days=3,
+        least_frauds=5,
+        largest_average_precision_drop=1,
+        largest_card_precision_drop=1,
+        largest_calibration_error=1,
+        largest_calibration_error_growth=1,
+        largest_latency_ratio=100,
+        largest_score_shift=1,
+    )
+    promoted = promote_model(platform, version=head.version, gates=gates, settings=SETTINGS)
+    assert promoted.promoted, promoted.reasons
+    assert promoted.comparison is not None
+    assert promoted.comparison.champion is not None
+    written = refresh_embeddings(platform, as_of_ms=[START_MS + 13 * DAY_MS], settings=SETTINGS)
+    assert written == {head.version: 100}
+    # The next model takes the slot that the champion leaves.
+    assert free_slot(platform, SETTINGS, tuple(EMBEDDING_VIEWS.values())).name != view.name
+    # Embeddings of features that are computed otherwise now would be another model's.
+    monkeypatch.setenv("RINGFENCE_FEATURE_RING_WINDOW_S", "86400")
+    with pytest.raises(SchemaMismatchError, match="train a new model"):
+        refresh_embeddings(platform, as_of_ms=[START_MS + 13 * DAY_MS], settings=SETTINGS)
+    monkeypatch.undo()
+    promote_model(platform, rollback=True, settings=SETTINGS)
 
 
 def test_models_need_no_pickle(
