@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def latency(asked: argparse.Namespace) -> list[Figure]:
     for size in SIZES:
         columns = TransactionColumns.from_arrow(newest.slice(newest.num_rows - size))
         shard = Shard(transactions=columns)
-        sides = [lambda ref=ref: scorer.score(ref, shard) for ref in refs]  # type: ignore[misc]
+        sides = [partial(scorer.score, ref, shard) for ref in refs]
         for side in sides:
             side()
         note(f"{size} payments")
