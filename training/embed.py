@@ -15,7 +15,7 @@ from graph_features.backends import open_offline, open_online
 from graph_features.catalog import catalog
 from graph_features.clock import created_timestamp
 from graph_features.contracts import CREATED, TIMESTAMP
-from graph_features.embeddings import EMBEDDING_SIZE
+from graph_features.embeddings import EMBEDDING_SIZE, EMBEDDING_VIEWS
 from graph_features.errors import ModelError, SchemaMismatchError
 from graph_features.refresh import newest_rows
 from graph_features.schema import ViewSchema
@@ -78,7 +78,8 @@ def store_embeddings(
     offline, online = open_offline(platform), open_online(platform)
     rows, total = 0, float(len(wanted))
     try:
-        offline.create_view(view)
+        for slot in EMBEDDING_VIEWS.values():
+            offline.create_view(slot)  # training reads both, whichever has rows
         for first in range(0, len(wanted), CHUNK_ROWS):
             progress(float(first), total, "embedding accounts")
             table = embedding_rows(history.store, encoder, view, wanted.slice(first, CHUNK_ROWS), seen.max_seq)
