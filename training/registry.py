@@ -225,7 +225,10 @@ def _log_model(mlflow: Any, bundle: Bundle, name: str) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema, TensorSpec
 
-    example = bundle.example()
+    from training.export import traceable
+
+    # MLflow's JSON forgets the width of a block without rows, and would refuse its own example.
+    example = traceable(bundle.example())
     feeds = bundle.feeds(example)
     inputs: list[ColSpec | TensorSpec] = [
         TensorSpec(array.dtype, (-1, *array.shape[1:]), key) for key, array in feeds.items()
