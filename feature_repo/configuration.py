@@ -43,7 +43,7 @@ def repo_config(platform: PlatformSettings) -> RepoConfig:
 
 def apply_objects(store: FeatureStore, schemas: Mapping[str, ViewSchema] | None) -> None:
     """Register the objects of these schemas, the catalogue's by default, and remove what is not among them."""
-    objects = list(build(catalog().schemas if schemas is None else schemas).values())
+    objects = list(build(catalog().stored if schemas is None else schemas).values())
     wanted = {_identity(one) for one in objects}
     gone = [one for one in _registered(store) if _identity(one) not in wanted]
     with warnings.catch_warnings():

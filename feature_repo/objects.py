@@ -12,15 +12,22 @@ from feast.types import Float64, Int64, String, UnixTimestamp
 
 from feature_repo.stores.source import ViewSource
 from feature_repo.stores.views import FEAST_TYPES
+from graph_features.embeddings import EMBEDDING_VIEWS
 from graph_features.schema import ViewSchema
 from graph_features.transaction import REQUEST_FEATURES
 
 MODEL_SERVICE = "fraud_model_v1"
+HEAD_SERVICE = "fraud_head_v1"
 ACCOUNT_SERVICE = "account_features"
 TRANSACTION_VIEW = "transaction_features"
 REVERSE = "reverse"
 SIDES = {"sender": "sender_id", "receiver": "receiver_id"}
 """The two accounts of a payment and the entity column of each; account view v is aliased sender_v and receiver_v."""
+
+_DESCRIPTIONS = {
+    MODEL_SERVICE: "What the fraud model reads.",
+    HEAD_SERVICE: "The same and accounts' embeddings: what a model whose first layers run in batch is trained from.",
+}
 
 PUSHED_VIEW = "account_activity"
 
@@ -47,8 +54,11 @@ def build(schemas: Mapping[str, ViewSchema]) -> dict[str, Any]:
     request = _request()
     objects[request.name] = request
     objects[TRANSACTION_VIEW] = _transaction_view(request)
-    objects[MODEL_SERVICE] = _model_service(schemas, views, objects[TRANSACTION_VIEW])
-    accounts: list[Any] = [view for view in views if schemas[view.name].entity == "account"]
+    computed = [view for view in views if view.name not in EMBEDDING_VIEWS]
+    objects[MODEL_SERVICE] = _service(MODEL_SERVICE, schemas, computed, objects[TRANSACTION_VIEW])
+    if len(computed) < len(views):
+        objects[HEAD_SERVICE] = _service(HEAD_SERVICE, schemas, views, objects[TRANSACTION_VIEW])
+    accounts: list[Any] = [view for view in computed if schemas[view.name].entity == "account"]
     objects[ACCOUNT_SERVICE] = FeatureService(
         name=ACCOUNT_SERVICE, features=accounts, description="Everything about one account."
     )
@@ -115,8 +125,8 @@ def _transaction_view(request: RequestSource) -> OnDemandFeatureView:
     return made
 
 
-def _model_service(
-    schemas: Mapping[str, ViewSchema], views: list[FeatureView], transaction_view: OnDemandFeatureView
+def _service(
+    name: str, schemas: Mapping[str, ViewSchema], views: list[FeatureView], transaction_view: OnDemandFeatureView
 ) -> FeatureService:
     """Both accounts of a payment, the pair there and back, and the payment."""
     features: list[Any] = []
@@ -132,6 +142,4 @@ def _model_service(
             # Named in both directions: Feast cannot compare a service that has a view with and without a name.
             features.append(view.with_name(view.name))
             features.append(view.with_name(f"{REVERSE}_{view.name}").with_join_key_map(turned))
-    return FeatureService(
-        name=MODEL_SERVICE, features=[*features, transaction_view], description="What the fraud model reads."
-    )
+    return FeatureService(name=name, features=[*features, transaction_view], description=_DESCRIPTIONS[name])

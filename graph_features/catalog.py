@@ -26,10 +26,11 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from graph_features.embeddings import EMBEDDING_VIEWS
 from graph_features.errors import UnknownFeatureError
 from graph_features.schema import Cadence, DType, FeatureSchema, Renewal, ViewSchema
 from graph_features.settings import FeatureSettings
@@ -204,15 +205,21 @@ class Catalog:
     views: dict[str, View]
     schemas: dict[str, ViewSchema]
 
+    @cached_property
+    def stored(self) -> dict[str, ViewSchema]:
+        """Every view that stores hold rows of: those of the catalogue, and models' embeddings."""
+        return {**self.schemas, **EMBEDDING_VIEWS}
+
     def view(self, name: str) -> View:
-        self.schema(name)
+        if name not in self.views:
+            raise UnknownFeatureError(f"no computed feature view {name!r}; there are {', '.join(self.schemas)}")
         return self.views[name]
 
     def schema(self, name: str) -> ViewSchema:
         """Return the schema of view `name`; raise UnknownFeatureError."""
-        if name not in self.schemas:
+        if name not in self.stored:
             raise UnknownFeatureError(f"no feature view {name!r}; there are {', '.join(self.schemas)}")
-        return self.schemas[name]
+        return self.stored[name]
 
     def event_views(self) -> tuple[ViewSchema, ...]:
         return tuple(schema for schema in self.schemas.values() if schema.cadence is Cadence.EVENT)

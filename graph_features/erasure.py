@@ -98,7 +98,7 @@ class _Erasure:
     ledger: Ledger
     places: Sequence[Place]
     traces: Traces
-    views: tuple[ViewSchema, ...] = field(default_factory=lambda: tuple(catalog().schemas.values()))
+    views: tuple[ViewSchema, ...] = field(default_factory=lambda: tuple(catalog().stored.values()))
 
     def run(self) -> Proof:
         before = self.counts()

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from graph_features.embeddings import EncoderRef
 from graph_features.errors import SchemaMismatchError
 from graph_features.schema import DType, FeatureSchema, ViewSchema
 from graph_features.transaction import REQUEST_FEATURES
@@ -85,6 +86,8 @@ class InputSpec:
     base_exponent: int
     feature_hash: str
     views: tuple[ViewSchema, ...]
+    encoder: EncoderRef | None = None
+    """Whose rows it takes of a view of embeddings, when it reads one."""
 
     def __post_init__(self) -> None:
         moving = [view.name for view in self.views if any(is_finished(view.name, name) for name in view.names)]
@@ -93,6 +96,12 @@ class InputSpec:
                 f"the model's inputs have windows of {', '.join(moving)} without view {WINDOWS_VIEW}, which they are "
                 "finished from: add it to the views"
             )
+
+    @cached_property
+    def hashed_views(self) -> tuple[str, ...]:
+        """Names of the views whose definitions `feature_hash` covers: its own, and those that its encoder reads."""
+        behind = () if self.encoder is None else self.encoder.views
+        return tuple(dict.fromkeys((*(view.name for view in self.views), *behind)))
 
     @cached_property
     def transaction_names(self) -> tuple[str, ...]:
@@ -148,6 +157,7 @@ class InputSpec:
             base_exponent=data["base_exponent"],
             feature_hash=data["feature_hash"],
             views=tuple(ViewSchema.from_json(view) for view in data["views"]),
+            encoder=_encoder(data.get("encoder")),
         )
 
     @classmethod
@@ -159,6 +169,7 @@ class InputSpec:
         profile: tuple[str, ...],
         neighbours: int,
         base_exponent: int = 2,
+        encoder: EncoderRef | None = None,
     ) -> InputSpec:
         """Take every scalar feature of the views: account views, pair views, and what follows from their names."""
         views = tuple(views)
@@ -176,7 +187,12 @@ class InputSpec:
             base_exponent=base_exponent,
             feature_hash=feature_hash,
             views=views,
+            encoder=encoder,
         )
+
+
+def _encoder(data: dict[str, Any] | None) -> EncoderRef | None:
+    return None if data is None else EncoderRef(id=data["id"], views=tuple(data["views"]))
 
 
 def _layout(views: tuple[ViewSchema, ...], names: tuple[str, ...]) -> tuple[ViewColumns, ...]:

@@ -211,6 +211,14 @@ class TrainingSettings(BaseSettings):
     experiment: str = "ringfence"
 
 
+class PromotionSettings(BaseSettings):
+    """How a model comes into service."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_PROMOTION_", frozen=True, extra="ignore")
+
+    gates: Path | None = Field(default=None, description="YAML file of gates; without it the defaults hold.")
+
+
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Self
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field, model_validator
 
+from graph_features.clock import to_ms
 from graph_features.errors import ModelError
 from graph_features.jobs.parameters import JobParameters, PositiveDuration
 from graph_features.jobs.runner import JobContext, JobKind
+from training.gates import Gates
 
 if TYPE_CHECKING:
+    from graph_features.settings import TrainingSettings
     from infra.wiring import Platform
 
 
@@ -24,7 +28,44 @@ class TrainParameters(JobParameters):
 
     last: PositiveDuration = Field(default=timedelta(days=28), description="Length of the training period.")
     test: PositiveDuration = Field(default=timedelta(days=7), description="Length of the test period after it.")
+    search_minutes: float | None = Field(default=None, ge=0, description="Look for better settings first, so long.")
     promote: bool = Field(default=False, description="Promote the model when it holds every gate.")
+    gates: Gates | None = Field(default=None, description="Gates; else those of RINGFENCE_PROMOTION_GATES.")
+
+
+class PromoteParameters(JobParameters):
+    """Compare a version with the one in service on the newest matured payments, and promote it if it holds."""
+
+    version: str | None = Field(default=None, description="The version; by default the newest.")
+    gates: Gates | None = Field(default=None, description="Gates; else those of RINGFENCE_PROMOTION_GATES.")
+
+
+class EmbeddingsParameters(JobParameters):
+    """Embed every account at one instant, or at every step of a period [from, to)."""
+
+    as_of: AwareDatetime | None = Field(default=None, description="The instant; by default the job's own.")
+    from_: AwareDatetime | None = Field(default=None, alias="from")
+    to: AwareDatetime | None = None
+    every: PositiveDuration = Field(default=timedelta(days=1), description="Distance of the period's instants.")
+    version: str | None = Field(
+        default=None, description="A model version; by default the one in service, and the next or the one before."
+    )
+
+    @model_validator(mode="after")
+    def _one_period(self) -> Self:
+        if (self.from_ is None) != (self.to is None):
+            raise ValueError("from and to come together")
+        if self.as_of is not None and self.from_ is not None:
+            raise ValueError("either as_of, or from and to")
+        if self.from_ is not None and self.to is not None and self.from_ >= self.to:
+            raise ValueError("from lies before to")
+        return self
+
+    def instants_ms(self, due_at: datetime) -> list[int]:
+        """The instants in epoch milliseconds."""
+        if self.from_ is None or self.to is None:
+            return [to_ms(self.as_of or due_at)]
+        return list(range(to_ms(self.from_), to_ms(self.to), int(self.every.total_seconds() * 1_000)))
 
 
 class EvaluateParameters(JobParameters):
@@ -36,8 +77,13 @@ class EvaluateParameters(JobParameters):
 
 
 def model_kinds(platform: Platform) -> dict[str, JobKind]:
-    """Return the kinds `train` and `evaluate`, working on the active profile."""
+    """Return the kinds `train`, `evaluate`, `promote` and `embeddings`, working on the active profile."""
     return {
+        "embeddings": JobKind(
+            run=lambda context: _embeddings(context, platform),
+            parameters=EmbeddingsParameters,
+            description="Embed every account for the models that read embeddings, offline and online.",
+        ),
         "evaluate": JobKind(
             run=lambda context: _evaluate(context, platform),
             parameters=EvaluateParameters,
@@ -48,7 +94,26 @@ def model_kinds(platform: Platform) -> dict[str, JobKind]:
             parameters=TrainParameters,
             description="Train on the newest matured period, register, and promote if asked and every gate holds.",
         ),
+        "promote": JobKind(
+            run=lambda context: _promote(context, platform),
+            parameters=PromoteParameters,
+            description="Compare the newest version with the one in service, and promote it if every gate holds.",
+        ),
     }
+
+
+def _embeddings(context: JobContext, platform: Platform) -> None:
+    from training.embed import refresh_embeddings
+
+    parameters = context.parameters(EmbeddingsParameters)
+    written = refresh_embeddings(
+        platform.settings,
+        as_of_ms=parameters.instants_ms(context.due_at),
+        version=parameters.version,
+        progress=_advance(context),
+    )
+    if not written:
+        log.info("no model in service reads embeddings: nothing to do")
 
 
 def _evaluate(context: JobContext, platform: Platform) -> None:
@@ -59,17 +124,13 @@ def _evaluate(context: JobContext, platform: Platform) -> None:
     settings = load(TrainingSettings)
     test_to = context.due_at - timedelta(seconds=settings.label_maturity_s)
 
-    def advance(done: float, total: float | None, _text: str) -> None:
-        context.progress(int(done), None if total is None else int(total))
-        context.check()
-
     found = evaluate_model(
         platform.settings,
         test_from=test_to - parameters.last,
         test_to=test_to,
         version=parameters.version,
         settings=settings,
-        progress=advance,
+        progress=_advance(context),
     )
     figures = found.result.figures()
     log.info("%s %s: %s", found.name, found.version, figures)
@@ -83,7 +144,6 @@ def _evaluate(context: JobContext, platform: Platform) -> None:
 
 def _train(context: JobContext, platform: Platform) -> None:
     from graph_features.settings import TrainingSettings, load
-    from training.promote import promote_model
     from training.train import train_model
 
     parameters = context.parameters(TrainParameters)
@@ -94,10 +154,6 @@ def _train(context: JobContext, platform: Platform) -> None:
     test_from = test_to - parameters.test
     train_to = test_from - maturity
 
-    def advance(done: float, total: float | None, _text: str) -> None:
-        context.progress(int(done), None if total is None else int(total))
-        context.check()
-
     report = train_model(
         platform.settings,
         train_from=train_to - parameters.last,
@@ -105,10 +161,44 @@ def _train(context: JobContext, platform: Platform) -> None:
         label_cut=test_from,
         test_from=test_from,
         test_to=test_to,
+        search_minutes=parameters.search_minutes,
         settings=settings,
-        progress=advance,
+        progress=_advance(context),
     )
     if parameters.promote:
-        decision = promote_model(platform.settings, version=report.version, settings=settings, progress=advance)
-        if not decision.promoted:
-            raise ModelError(f"version {report.version} was trained and refused: {'; '.join(decision.reasons)}")
+        _put_forward(context, platform, report.version, parameters.gates, settings)
+
+
+def _promote(context: JobContext, platform: Platform) -> None:
+    from graph_features.settings import TrainingSettings, load
+
+    parameters = context.parameters(PromoteParameters)
+    _put_forward(context, platform, parameters.version, parameters.gates, load(TrainingSettings))
+
+
+def _put_forward(
+    context: JobContext, platform: Platform, version: str | None, gates: Gates | None, settings: TrainingSettings
+) -> None:
+    """Promote a version; a refusal ends the job as failed with the reasons, so that somebody looks."""
+    from graph_features.settings import PromotionSettings, load
+    from training.promote import promote_model
+
+    decision = promote_model(
+        platform.settings,
+        version=version,
+        gates=gates or load(PromotionSettings).gates,
+        who=f"{context.job.requested_by}, job {context.job.id}",
+        settings=settings,
+        progress=_advance(context),
+    )
+    log.info("version %s: %s", decision.version, "; ".join(decision.reasons))
+    if not decision.promoted:
+        raise ModelError(f"version {decision.version} was refused: {'; '.join(decision.reasons)}")
+
+
+def _advance(context: JobContext) -> Callable[[float, float | None, str], None]:
+    def advance(done: float, total: float | None, _text: str) -> None:
+        context.progress(int(done), None if total is None else int(total))
+        context.check()
+
+    return advance

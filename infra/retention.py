@@ -76,7 +76,7 @@ def _offline(platform: Platform, context: JobContext, before: datetime) -> int:
     from graph_features.catalog import catalog
 
     before_ms = to_ms(before)
-    removed = sum(platform.offline.delete_before(view, before_ms) for view in catalog().schemas.values())
+    removed = sum(platform.offline.delete_before(view, before_ms) for view in catalog().stored.values())
     context.ledger.coverage.forget_before(before_ms)
     return removed
 

@@ -149,6 +149,35 @@ class Degraded(Struct, frozen=True, kw_only=True):
     cause: Literal["deadline", "unavailable"] | None
 
 
+class FeatureEffect(Struct, frozen=True, kw_only=True):
+    """What one input did to a score, in log-odds: its value, and the median that it is compared with."""
+
+    role: Literal["sender", "receiver", "payment"]
+    feature: str
+    value: float | None
+    ordinary: float | None
+    effect: float
+
+
+class NeighbourEffect(Struct, frozen=True, kw_only=True):
+    """What one earlier payment of the sender or the receiver, with whom and how much, did to a score, in log-odds."""
+
+    role: Literal["sender", "receiver"]
+    account_id: str
+    direction: Literal["sent", "received"]
+    amount_minor: int
+    event_timestamp_ms: int
+    effect: float
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """What moved a score away from that of an ordinary payment, largest effects first; positive ones pushed it up."""
+
+    groups: dict[str, float]
+    features: list[FeatureEffect]
+    neighbours: list[NeighbourEffect]
+
+
 class Score(Struct, frozen=True, kw_only=True):
     """One payment's score: the model's probability of fraud, and the decision at its threshold."""
 
@@ -159,7 +188,7 @@ class Score(Struct, frozen=True, kw_only=True):
     features_as_of: dict[str, str | None]
     unseen: list[str]
     degraded: list[Degraded]
-    explanation: dict[str, float] | UnsetType = UNSET
+    explanation: Explanation | UnsetType = UNSET
 
 
 class Routes(Struct, frozen=True, kw_only=True):

@@ -44,7 +44,7 @@ def scores_of(sheet: Sheet, transaction_ids: list[str], model: LoadedModel) -> l
             features_as_of={role: as_of[role][at] for role in as_of},
             unseen=[role for role, row in (("sender", at), ("receiver", at + len(sheet))) if row in sheet.unseen],
             degraded=degraded.get(at, []),
-            explanation={name: float(part[at]) for name, part in sheet.explanation.items()} or UNSET,
+            explanation=sheet.explanation.get(at, UNSET),
         )
         for at, (transaction_id, value) in enumerate(zip(transaction_ids, values, strict=True))
     ]

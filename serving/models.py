@@ -109,7 +109,7 @@ class ModelFollower:
         return info
 
     def _check_features(self, info: BundleInfo) -> None:
-        expected = self._feature_hash(tuple(view.name for view in info.inputs.views))
+        expected = self._feature_hash(info.inputs.hashed_views)
         if info.feature_hash != expected:
             raise SchemaMismatchError(
                 f"the model was trained on feature set {info.feature_hash}, this server computes {expected}: "

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from graph_features.input_spec import InputSpec
 from graph_features.schema import Cadence, EntityKey, ViewSchema
 from graph_features.tuples import TransactionColumns
+from serving.api import Explanation
 from serving.engineering import Cause, FeatureEngineering, Moment, PackedRows
 from serving.models import LoadedModel
 from serving.pool import Pool
@@ -35,7 +36,7 @@ class Sheet:
     as_of_ms: Int64
     created_us: Int64
     state: npt.NDArray[np.int8]
-    explanation: dict[str, Float32] = field(default_factory=dict)
+    explanation: dict[int, Explanation] = field(default_factory=dict)
     overrides: dict[str, dict[Row, bytes | None]] = field(default_factory=dict)
     complete: dict[str, set[Row]] = field(default_factory=lambda: {"account": set(), "pair": set()})
     causes: dict[EntityKey, Cause] = field(default_factory=dict)
@@ -99,8 +100,8 @@ class Sheet:
         self.as_of_ms[:, rows] = result.as_of_ms
         self.created_us[:, rows] = result.created_us
         self.state[:, rows] = result.state
-        for name, part in (result.explanation or {}).items():
-            self.explanation.setdefault(name, np.zeros(len(self), np.float32))[payments] = part
+        if result.explanation:
+            self.explanation.update(zip(payments.tolist(), result.explanation, strict=True))
 
     def override(self, entity: str, row: Row, packed: PackedRows) -> None:
         """Say what the event rows of this position are, whatever the online store has."""

@@ -19,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_features.clock import NEVER_MS
+from graph_features.embeddings import of_encoder
 from graph_features.errors import ModelError
-from graph_features.input_spec import InputSpec
+from graph_features.input_spec import NEIGHBOUR_VIEW, InputSpec
 from graph_features.schema import Cadence, EntityKey, ViewSchema
 from graph_features.stores.blocks import RowBlock
 from graph_features.stores.codec import NO_CREATED
-from graph_features.tuples import TransactionColumns, TupleBlocks, build_tuples, row_requests
+from graph_features.tuples import InputTuples, TransactionColumns, TupleBlocks, build_tuples, row_requests
+from serving.api import Explanation
 from serving.explain import explain
 from training.bundle import Bundle
 
@@ -97,8 +99,8 @@ class ShardScores:
     read_ms: float
     build_ms: float
     infer_ms: float
-    explanation: dict[str, Float32] | None = None
-    """Per group of inputs the score [B] less what it would be without that group, when asked for."""
+    explanation: list[Explanation] = field(default_factory=list)
+    """One per payment, when asked for."""
 
 
 class ShardScorer:
@@ -142,8 +144,12 @@ class ShardScorer:
             read_ms=(read - begun) * 1e3,
             build_ms=(built - read) * 1e3,
             infer_ms=(time.perf_counter() - built) * 1e3,
-            explanation=explain(spec, tuples, bundle.score, score) if shard.explain else None,
+            explanation=self._explain(bundle, tuples, judged.blocks) if shard.explain else [],
         )
+
+    def _explain(self, bundle: Bundle, tuples: InputTuples, blocks: TupleBlocks) -> list[Explanation]:
+        neighbours = blocks.accounts.get(NEIGHBOUR_VIEW)
+        return explain(bundle.info.inputs, tuples, bundle.score, bundle.ordinary(), neighbours)
 
     def _read(
         self, spec: InputSpec, transactions: TransactionColumns
@@ -206,6 +212,7 @@ def judge(
     for at, ((view, keys), stored) in enumerate(zip(wanted, values, strict=True)):
         given = shard.overrides.get(view.name, {})
         block = RowBlock.from_packed(view, [given.get(row, value) for row, value in enumerate(stored)])
+        block = of_encoder(block, spec.encoder)
         state[at] = _states(view, keys, block, event_ms, pending)
         if view.cadence is Cadence.EVENT:
             marked = _marked(keys, pending)

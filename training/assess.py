@@ -29,6 +29,7 @@ class Assessment:
     result: Evaluation
     dataset: Dataset
     score: npt.NDArray[np.float32]
+    threshold: float
 
     def write_scores(self, path: Path) -> None:
         """Write transaction_id, event_timestamp, sender_id, is_fraud and fraud_score to a Parquet file."""
@@ -87,4 +88,12 @@ def evaluate_model(
             dataset = dataset.take(np.flatnonzero(keep))
     score = bundle.score(dataset.tuples)
     result = evaluate(dataset, score, threshold=bundle.info.threshold)
-    return Assessment(name=name, version=version, protocol=protocol, result=result, dataset=dataset, score=score)
+    return Assessment(
+        name=name,
+        version=version,
+        protocol=protocol,
+        result=result,
+        dataset=dataset,
+        score=score,
+        threshold=bundle.info.threshold,
+    )

@@ -1,7 +1,7 @@
 """A model as it lies on disk and as serving runs it: an ONNX graph and what it needs to be fed. Imports no torch.
 
 A bundle is a folder: `model.onnx` (serving), `model.pt2` (the same network as a torch.export archive, no pickle),
-`spec.json` (BundleInfo) and `example.npz` (a few input tuples).
+`spec.json` (BundleInfo), `example.npz` (a few input tuples) and `ordinary.npz` (the median payment, see explanations).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ ONNX_FILE = "model.onnx"
 PT2_FILE = "model.pt2"
 SPEC_FILE = "spec.json"
 EXAMPLE_FILE = "example.npz"
+ORDINARY_FILE = "ordinary.npz"
 FORMAT_VERSION = 1
 
 
@@ -76,24 +77,15 @@ class Bundle:
         self.path = path
         self.info = info
         self._session = session
+        self._ordinary: InputTuples | None = None
         self._inputs = [item.name for item in session.get_inputs()]
 
     @classmethod
     def load(cls, path: Path | str, *, threads: int = 1) -> Bundle:
         """Open the bundle in folder `path`; raise ModelError when something of it is missing or of another format."""
-        import onnxruntime
-
         folder = Path(path)
         info = read_info(folder)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # An idle worker's spinning thread would take the core from its neighbours.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(
-            str(folder / ONNX_FILE), sess_options=options, providers=["CPUExecutionProvider"]
-        )
-        return cls(path=folder, info=info, session=session)
+        return cls(path=folder, info=info, session=open_session(folder / ONNX_FILE, threads=threads))
 
     def score(self, tuples: InputTuples) -> npt.NDArray[np.float32]:
         """Return the probability of fraud per payment, float32 [B], 0 to 1."""
@@ -106,10 +98,46 @@ class Bundle:
         feeds = tuples.feeds()
         return {name: feeds[name] for name in self._inputs}
 
+    def ordinary(self) -> InputTuples:
+        """One payment that is ordinary in every input, without neighbours; that of its examples in an older bundle."""
+        if self._ordinary is None:
+            path = self.path / ORDINARY_FILE
+            if path.is_file():
+                with np.load(path, allow_pickle=False) as arrays:
+                    self._ordinary = InputTuples(**{name: arrays[name] for name in arrays.files})
+            else:
+                self._ordinary = ordinary_payment(self.example())
+        return self._ordinary
+
     def example(self) -> InputTuples:
         """The input tuples that were saved beside the model: warm a worker up with them."""
         with np.load(self.path / EXAMPLE_FILE, allow_pickle=False) as arrays:
             return InputTuples(**{name: arrays[name] for name in arrays.files})
+
+
+def ordinary_payment(sample: InputTuples) -> InputTuples:
+    """One payment of each input's median over a sample, without neighbours; null where most are null."""
+    medians = {}
+    for name in ("sender_x", "receiver_x", "transaction_x"):
+        values: npt.NDArray[np.float32] = getattr(sample, name)
+        ranked = np.sort(values, axis=0)  # nulls come last
+        middle = ranked[len(values) // 2]
+        known = (~np.isnan(values)).sum(axis=0)
+        inner = ranked[np.maximum(known - 1, 0) // 2, np.arange(values.shape[1])]
+        medians[name] = np.where(np.isnan(middle), np.float32(np.nan), inner)[None, :]
+    return InputTuples(**medians, neighbour_x=sample.neighbour_x[:0], neighbour_index=sample.neighbour_index[:0])
+
+
+def open_session(path: Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Open an ONNX graph for the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # An idle worker's spinning thread would take the core from its neighbours.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
 
 
 def read_info(folder: Path) -> BundleInfo:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from graph_features.clock import from_ms
+from graph_features.embeddings import of_encoder
 from graph_features.errors import ModelError
 from graph_features.input_spec import InputSpec
 from graph_features.schema import ViewSchema
@@ -27,6 +28,9 @@ Int64 = npt.NDArray[np.int64]
 Objects = npt.NDArray[np.object_]
 
 MODEL_SERVICE = "fraud_model_v1"
+HEAD_SERVICE = "fraud_head_v1"
+"""The same with accounts' embeddings."""
+
 REVERSE = "reverse"
 ROW = "row_number"
 """Entity column that carries each payment's place through the join, which may reorder rows."""
@@ -160,7 +164,7 @@ def historical_tuples(store: feast.FeatureStore, spec: InputSpec, transactions: 
     entities[ROW] = np.arange(len(entities))
     # The on-demand view asks for the payment's time under this name: event_timestamp is the join's own.
     entities["payment_timestamp"] = entities["event_timestamp"]
-    service = store.get_feature_service(MODEL_SERVICE)
+    service = store.get_feature_service(MODEL_SERVICE if spec.encoder is None else HEAD_SERVICE)
     job = store.get_historical_features(entity_df=entities, features=service, full_feature_names=True)
     joined = job.to_arrow().sort_by(ROW)
     if joined.num_rows != transactions.num_rows:
@@ -175,7 +179,7 @@ def historical_blocks(spec: InputSpec, joined: pa.Table) -> TupleBlocks:
     """Read the blocks out of a joined table with Feast's full feature names (`sender_account_activity__...`)."""
     return TupleBlocks(
         accounts={
-            view.name: _both(view, joined, f"sender_{view.name}__", f"receiver_{view.name}__")
+            view.name: of_encoder(_both(view, joined, f"sender_{view.name}__", f"receiver_{view.name}__"), spec.encoder)
             for view in spec.account_views
         },
         pairs={

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from graph_features.errors import ModelError
+from graph_features.input_spec import InputSpec
 from graph_features.settings import TrainingSettings
 from graph_features.tuples import InputTuples
+from training.checkpoint import Checkpoint
 from training.metrics import average_precision
-from training.model import FraudGnn, ModelConfig, Network
+from training.model import FraudGnn, ModelConfig, Network, PaymentNetwork
 from training.progress import Progress, no_progress
 from training.sampler import BatchSampler, positive_weight
 from training.scaling import ColumnScaling
+from training.towers import head_network
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +80,33 @@ def fit(
 ) -> Fitted[FraudGnn]:
     """Train the payment model on (tuples, is_fraud); see `fit_network`."""
     return fit_network(
-        lambda: _network(train[0], settings, neighbours), train, validation, settings, epochs=epochs, progress=progress
+        lambda: graph_network(train[0], settings, neighbours),
+        train,
+        validation,
+        settings,
+        epochs=epochs,
+        progress=progress,
     )
+
+
+def fit_payments(
+    train: tuple[InputTuples, Bools],
+    validation: tuple[InputTuples, Bools] | None,
+    settings: TrainingSettings,
+    *,
+    spec: InputSpec,
+    epochs: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = no_progress,
+) -> Fitted[PaymentNetwork]:
+    """Train the network that suits the inputs: a head where they are embeddings, else the graph network."""
+
+    def build() -> PaymentNetwork:
+        if spec.encoder is not None:
+            return head_network(train[0], settings)
+        return graph_network(train[0], settings, spec.neighbours)
+
+    return fit_network(build, train, validation, settings, epochs=epochs, checkpoint=checkpoint, progress=progress)
 
 
 def fit_network(
@@ -88,12 +116,14 @@ def fit_network(
     settings: TrainingSettings,
     *,
     epochs: int | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = no_progress,
 ) -> Fitted[NetworkT]:
     """Train what `build` makes on (inputs, is_fraud), keep the epoch with the best validation AP.
 
     Without validation rows it runs exactly `epochs` epochs and keeps the last. The same inputs, settings and device
-    give the same weights, bit for bit on the CPU. Raises ModelError when there is no fraud to learn from.
+    give the same weights, bit for bit on the CPU, in one go or taken up from `checkpoint`, which is written after every
+    epoch. Raises ModelError when there is no fraud to learn from.
     """
     inputs, is_fraud = train
     if not is_fraud.any() or is_fraud.all():
@@ -105,7 +135,7 @@ def fit_network(
     with _deterministic(settings.seed):
         model = build().to(device)
         run = _Run(model, inputs, is_fraud, validation, settings, epochs or settings.epochs, device)
-        history, best_epoch = run.run(progress)
+        history, best_epoch = run.run(progress, checkpoint)
     return Fitted(model=model.to("cpu").eval(), epochs=history, best_epoch=best_epoch, device=str(device))
 
 
@@ -136,33 +166,71 @@ class _Run:
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        steps = settings.epochs * self.sampler.count() + 1
         # The rate falls along a cosine over all epochs that may come, whether or not training stops early.
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser,
             max_lr=settings.learning_rate,
-            total_steps=settings.epochs * self.sampler.count() + 1,
-            pct_start=0.1,
+            total_steps=steps,
+            # A tenth of the way, and a step at least.
+            pct_start=max(0.1, 2 / steps),
         )
         self.averaged = torch.optim.swa_utils.AveragedModel(model, avg_fn=_average)
+        self.history: list[Epoch] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch = 0
 
-    def run(self, progress: Progress) -> tuple[tuple[Epoch, ...], int]:
+    def run(self, progress: Progress, checkpoint: Checkpoint | None) -> tuple[tuple[Epoch, ...], int]:
         """Train; leave the best weights in the network; return what each epoch brought, and the best one's number."""
-        history: list[Epoch] = []
-        best: dict[str, Tensor] = {}
-        best_epoch, best_ap = 0, -1.0
+        if checkpoint is not None and (left := checkpoint.load()) is not None:
+            self._take_up(left)
         total = float(self.epochs * self.sampler.count())
-        for number in range(1, self.epochs + 1):
+        for number in range(len(self.history) + 1, self.epochs + 1):
+            if self.history and self.validation is not None and len(self.history) - self.best_epoch >= self.patience:
+                break
             loss = self._epoch(number, progress, total)
             ap = self._validate()
-            history.append(Epoch(number=number, loss=loss, validation_ap=ap))
+            self.history.append(Epoch(number=number, loss=loss, validation_ap=ap))
             log.info("epoch %d: loss %.4f, validation AP %.4f", number, loss, ap)
-            if self.validation is None or ap > best_ap:
-                best_epoch, best_ap = number, ap
-                best = {name: value.detach().clone() for name, value in self.averaged.module.state_dict().items()}
-            elif number - best_epoch >= self.patience:
-                break
-        self.model.load_state_dict(best)
-        return tuple(history), best_epoch
+            if self.validation is None or not self.best or ap > self.history[self.best_epoch - 1].validation_ap:
+                self.best_epoch = number
+                self.best = {name: value.detach().clone() for name, value in self.averaged.module.state_dict().items()}
+            if checkpoint is not None:
+                checkpoint.save(self._state())
+        self.model.load_state_dict(self.best)
+        return tuple(self.history), self.best_epoch
+
+    def _state(self) -> dict[str, Any]:
+        """Everything that the epochs to come depend on."""
+        return {
+            "history": [[epoch.loss, epoch.validation_ap] for epoch in self.history],
+            "best_epoch": self.best_epoch,
+            "best": self.best,
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def _take_up(self, left: dict[str, Any]) -> None:
+        self.history = [
+            Epoch(number=number, loss=loss, validation_ap=ap) for number, (loss, ap) in enumerate(left["history"], 1)
+        ]
+        self.best_epoch = left["best_epoch"]
+        self.best = {name: value.to(self.device) for name, value in left["best"].items()}
+        for name, part in self._parts().items():
+            part.load_state_dict(left[name])
+        torch.set_rng_state(left["rng"])
+        if left["device_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(left["device_rng"], self.device)
+        log.info("going on after epoch %d", len(self.history))
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "averaged": self.averaged,
+            "optimiser": self.optimiser,
+            "schedule": self.schedule,
+        }
 
     def _epoch(self, number: int, progress: Progress, total: float) -> float:
         self.model.train()
@@ -200,6 +268,18 @@ def logits(model: Network, inputs: Inputs) -> Float64:
     return out
 
 
+def hidden(model: PaymentNetwork, inputs: Inputs) -> npt.NDArray[np.float32]:
+    """What goes into the last layer, float32 [B, H]: the network's own picture of each row."""
+    last = model.head[-1]
+    caught: list[npt.NDArray[np.float32]] = []
+    handle = last.register_forward_pre_hook(lambda _module, given: caught.append(given[0].cpu().numpy()))
+    try:
+        logits(model, inputs)
+    finally:
+        handle.remove()
+    return np.concatenate(caught)
+
+
 def tensors(inputs: Inputs, device: torch.device) -> list[Tensor]:
     """A network's inputs on `device`, in order."""
     return [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in inputs.feeds().values()]
@@ -212,7 +292,8 @@ def _average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor
     return torch.lerp(current, averaged, decay.to(current.dtype))
 
 
-def _network(tuples: InputTuples, settings: TrainingSettings, neighbours: int) -> FraudGnn:
+def graph_network(tuples: InputTuples, settings: TrainingSettings, neighbours: int) -> FraudGnn:
+    """The graph network with its scaling measured on training rows."""
     account = ColumnScaling.measure(tuples.sender_x, tuples.receiver_x)
     transaction = ColumnScaling.measure(tuples.transaction_x)
     neighbour = ColumnScaling.measure(tuples.neighbour_x, with_log=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +147,41 @@ class Network(nn.Module, ABC):
         """Uncalibrated logit [B]."""
 
 
-class FraudGnn(Network):
+class Configuration(Protocol):
+    """What rebuilds a network; saved beside its weights."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+class PaymentNetwork(Network):
+    """Ends in a calibrated score of payments."""
+
+    calibration: Tensor
+    head: nn.Sequential
+    """The last layers, one logit at their end."""
+
+    def __init__(self, config: Configuration) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+
+    def forward(
+        self,
+        sender_x: Tensor,
+        receiver_x: Tensor,
+        transaction_x: Tensor,
+        neighbour_x: Tensor,
+        neighbour_index: Tensor,
+    ) -> Tensor:
+        logit_B = self.logit(sender_x, receiver_x, transaction_x, neighbour_x, neighbour_index)
+        return torch.sigmoid(self.calibration[0] * logit_B + self.calibration[1])
+
+    def calibrate(self, scale: float, shift: float) -> None:
+        """Fold score = sigmoid(scale * logit + shift) into the network."""
+        self.calibration.copy_(torch.tensor([scale, shift]))
+
+
+class FraudGnn(PaymentNetwork):
     """Scores B transactions.
 
     `forward` takes sender_x [B, F], receiver_x [B, F], transaction_x [B, T], neighbour_x [E, N] and neighbour_index
@@ -155,11 +189,8 @@ class FraudGnn(Network):
     probability of fraud [B]. `logit` is the same before calibration.
     """
 
-    calibration: Tensor
-
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden = config.hidden
         self.account_scaler = Scaler(config.account_features, config.account_nulls)
         self.transaction_scaler = Scaler(config.transaction_features, config.transaction_nulls)
@@ -183,7 +214,6 @@ class FraudGnn(Network):
             nn.Dropout(config.dropout),
             nn.Linear(hidden, 1),
         )
-        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
 
     def logit(self, *inputs: Tensor) -> Tensor:
         sender_x, receiver_x, transaction_x, neighbour_x, neighbour_index = inputs
@@ -197,21 +227,6 @@ class FraudGnn(Network):
         joined = torch.cat([sender_BH, around_AH[:batch], receiver_BH, around_AH[batch:], transaction_BH], dim=1)
         out: Tensor = self.head(joined).squeeze(1)
         return out
-
-    def forward(
-        self,
-        sender_x: Tensor,
-        receiver_x: Tensor,
-        transaction_x: Tensor,
-        neighbour_x: Tensor,
-        neighbour_index: Tensor,
-    ) -> Tensor:
-        logit_B = self.logit(sender_x, receiver_x, transaction_x, neighbour_x, neighbour_index)
-        return torch.sigmoid(self.calibration[0] * logit_B + self.calibration[1])
-
-    def calibrate(self, scale: float, shift: float) -> None:
-        """Fold score = sigmoid(scale * logit + shift) into the network."""
-        self.calibration.copy_(torch.tensor([scale, shift]))
 
 
 def encoder(inputs: int, hidden: int, dropout: float) -> nn.Sequential:

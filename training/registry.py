@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graph_features.errors import ModelError, StoreUnavailableError
-from training.bundle import ONNX_FILE, Bundle
+from training.bundle import ONNX_FILE, PT2_FILE, Bundle
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -25,6 +25,9 @@ BUNDLE_FOLDER = "extra_files"
 """Where MLflow keeps the bundle inside a logged model."""
 
 CHAMPION = "champion"
+
+PREVIOUS = "ringfence.previous_champion"
+"""Tag of a version: which one was champion before it."""
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -89,7 +92,14 @@ class Registry:
         history: Mapping[str, list[float]],
         plots: Mapping[str, Path],
     ) -> tuple[str, str]:
-        """Log one training run with its bundle and register it under `name`; return (run id, version)."""
+        """Log one training run with its bundle and register it under `name`; return (run id, version).
+
+        Raises ModelError when the bundle's ONNX graph and its pt2 archive do not score alike.
+        """
+        if (bundle.path / PT2_FILE).is_file():
+            from training.export import agree
+
+            agree(bundle)
         mlflow = _mlflow()
         mlflow.set_tracking_uri(self.tracking_uri)
         mlflow.set_registry_uri(self.tracking_uri)
@@ -215,7 +225,10 @@ def _log_model(mlflow: Any, bundle: Bundle, name: str) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema, TensorSpec
 
-    example = bundle.example()
+    from training.export import traceable
+
+    # MLflow's JSON forgets the width of a block without rows, and would refuse its own example.
+    example = traceable(bundle.example())
     feeds = bundle.feeds(example)
     inputs: list[ColSpec | TensorSpec] = [
         TensorSpec(array.dtype, (-1, *array.shape[1:]), key) for key, array in feeds.items()

@@ -7,28 +7,36 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from graph_features.backends import open_records
 from graph_features.clock import MAX_EVENT_MS, from_ms
 from graph_features.errors import ModelError
 from graph_features.input_spec import InputSpec
 from graph_features.settings import PlatformSettings, TrainingSettings, load
+from graph_features.tuples import InputTuples
 from training.bundle import Bundle, BundleInfo
 from training.calibrate import carry_over, platt, sigmoid
+from training.checkpoint import Checkpoint, checkpoint_folder
 from training.dataset import Dataset
 from training.evaluate import Evaluation, Protocol, evaluate, unknown
 from training.history import current_spec, open_history
+from training.importance import importance
 from training.metrics import budget_threshold
 from training.periods import Periods
 from training.plots import write_plots
 from training.progress import Progress, no_progress
 from training.registry import Registry, git_revision
+from training.scenarios import scenario_figures
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +60,12 @@ class Candidate:
     best_epoch: int
     validation_average_precision: float
     device: str
+    trials: tuple[dict[str, Any], ...] = ()
+    """Of the search for settings, if there was one."""
+    hidden: Callable[[InputTuples], npt.NDArray[np.float32]] | None = None
+    """What the network makes of payments before its last layer; see training.fit.hidden."""
+    scenarios: pa.Table | None = None
+    """transaction_id and scenario, where scenarios are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +85,33 @@ class TrainReport:
     device: str
     test: Evaluation | None
 
+    @classmethod
+    def of(
+        cls,
+        periods: Periods,
+        bundle: Path,
+        run_id: str | None,
+        version: str | None,
+        known: Dataset,
+        candidate: Candidate,
+        test: Evaluation | None,
+    ) -> TrainReport:
+        """The report of one training; `bundle` is where its bundle came to lie."""
+        return cls(
+            periods=periods,
+            bundle=bundle,
+            run_id=run_id,
+            version=version,
+            train_rows=len(known),
+            train_frauds=int(known.is_fraud.sum()),
+            left_out=known.left_out,
+            best_epoch=candidate.best_epoch,
+            validation_average_precision=candidate.validation_average_precision,
+            threshold=candidate.bundle.info.threshold,
+            device=candidate.device,
+            test=test,
+        )
+
 
 def train_model(
     platform: PlatformSettings,
@@ -85,6 +126,8 @@ def train_model(
     seed: int | None = None,
     register: bool = True,
     reuse: bool = False,
+    search_minutes: float | None = None,
+    scenarios: pa.Table | None = None,
     settings: TrainingSettings | None = None,
     progress: Progress = no_progress,
 ) -> TrainReport:
@@ -93,8 +136,10 @@ def train_model(
     Defaults: validation is the last share of the training period (RINGFENCE_TRAIN_VALIDATION_SHARE), the label cut is
     train_to plus the label maturity, the test period begins at the label cut; without `test_to` nothing is tested. Test
     labels are those known by now. The same data, settings and seed give the same model on a CPU. Raises ModelError when
-    a period is empty or holds no fraud to learn from. An interrupted call registers nothing. With `reuse`, a version
-    that was trained on exactly this (records, features, periods, settings) is returned in place of a new one.
+    a period is empty or holds no fraud to learn from. An interrupted call registers nothing; the same call goes on
+    where the last epoch ended. With `reuse`, a version that was trained on exactly this (records, features, periods,
+    settings) is returned in place of a new one. With `search_minutes` settings are looked for first, for so long, on
+    folds of the training period. `scenarios` (see training.scenarios) adds figures per scenario of the test's frauds.
     """
     settings = settings or load(TrainingSettings)
     if seed is not None:
@@ -113,28 +158,30 @@ def train_model(
     if reuse and (earlier := _trained_before(platform, fingerprint, periods, settings)) is not None:
         return earlier
     known, test = read_periods(platform, spec, periods, protocol, settings, progress)
-    with tempfile.TemporaryDirectory(prefix="ringfence-train-") as scratch:
-        candidate = make_candidate(known, periods, spec, settings, Path(scratch), progress)
+    with (
+        checkpoint_folder(platform.home, fingerprint) as left,
+        tempfile.TemporaryDirectory(prefix="ringfence-train-") as scratch,
+    ):
+        searched = None
+        if search_minutes is not None:
+            from training.search import search_settings
+
+            searched = search_settings(
+                known, periods, spec, settings, minutes=search_minutes, folder=left, progress=progress
+            )
+            settings = searched.settings
+        candidate = make_candidate(known, periods, spec, settings, Path(scratch), progress, checkpoints=left)
+        trials = () if searched is None else searched.trials
+        candidate = replace(candidate, trials=trials, scenarios=scenarios)
         result = None
         if test is not None:
             result = evaluate(test, candidate.bundle.score(test.tuples), threshold=candidate.bundle.info.threshold)
             candidate = replace(candidate, bundle=with_metrics(candidate.bundle, result))
         progress(0.0, None, "registering")
-        run_id, version, path = _store(platform, candidate, known, test, periods, settings, register, Path(scratch))
-    report = TrainReport(
-        periods=periods,
-        bundle=path,
-        run_id=run_id,
-        version=version,
-        train_rows=len(known),
-        train_frauds=int(known.is_fraud.sum()),
-        left_out=known.left_out,
-        best_epoch=candidate.best_epoch,
-        validation_average_precision=candidate.validation_average_precision,
-        threshold=candidate.bundle.info.threshold,
-        device=candidate.device,
-        test=result,
-    )
+        run_id, version, path = store_candidate(
+            platform, candidate, known, test, periods, settings, register, Path(scratch)
+        )
+    report = TrainReport.of(periods, path, run_id, version, known, candidate, result)
     if version is not None:
         tags = {FINGERPRINT: fingerprint, REPORT: json.dumps({name: getattr(report, name) for name in REPORTED})}
         Registry.open(platform.home).tag(settings.model_name, version, tags)
@@ -212,12 +259,22 @@ def read_periods(
 
 
 def make_candidate(
-    known: Dataset, periods: Periods, spec: InputSpec, settings: TrainingSettings, scratch: Path, progress: Progress
+    known: Dataset,
+    periods: Periods,
+    spec: InputSpec,
+    settings: TrainingSettings,
+    scratch: Path,
+    progress: Progress,
+    *,
+    checkpoints: Path | None = None,
 ) -> Candidate:
-    """Fit with early stopping, calibrate on validation rows, fit again on all rows, export into `scratch`/bundle."""
+    """Fit with early stopping, calibrate on validation rows, fit again on all rows, export into `scratch`/bundle.
+
+    Where the fits stand is kept in the folder `checkpoints`, if one is given.
+    """
     # torch takes seconds to import; a caller that only plans or reads reports does without.
     from training.export import write_bundle
-    from training.fit import fit, logits
+    from training.fit import fit_payments, hidden, logits
 
     train = known.between(periods.train_from, periods.validation_from)
     validation = known.between(periods.validation_from, periods.train_to)
@@ -227,7 +284,8 @@ def make_candidate(
             "move validation_from, or choose a longer training period"
         )
     rows, held_out_rows = (train.tuples, train.is_fraud), (validation.tuples, validation.is_fraud)
-    fitted = fit(rows, held_out_rows, settings, neighbours=spec.neighbours, progress=progress)
+    kept = _checkpoints(checkpoints, settings)
+    fitted = fit_payments(rows, held_out_rows, settings, spec=spec, checkpoint=kept.get("fit"), progress=progress)
     held_out = logits(fitted.model, validation.tuples)
     scale, shift = platt(held_out, validation.is_fraud)
     curves = {
@@ -238,7 +296,10 @@ def make_candidate(
     if settings.refit:
         # The last days before the model goes live are the ones most like what it will see: they must not go unused.
         everything = (known.tuples, known.is_fraud)
-        fitted = fit(everything, None, settings, neighbours=spec.neighbours, epochs=best, progress=progress)
+        again_from = kept.get("refit")
+        fitted = fit_payments(
+            everything, None, settings, spec=spec, epochs=best, checkpoint=again_from, progress=progress
+        )
         genuine = ~validation.is_fraud
         again = logits(fitted.model, validation.tuples)[genuine]
         fitted.model.calibrate(*carry_over(scale, shift, held_out[genuine], again))
@@ -262,7 +323,15 @@ def make_candidate(
         best_epoch=best,
         validation_average_precision=curves["validation_average_precision"][best - 1],
         device=fitted.device,
+        hidden=partial(hidden, fitted.model),
     )
+
+
+def _checkpoints(folder: Path | None, settings: TrainingSettings) -> dict[str, Checkpoint]:
+    if folder is None:
+        return {}
+    key = settings.model_dump_json()
+    return {name: Checkpoint(path=folder / f"{name}.pt", key=key) for name in ("fit", "refit")}
 
 
 def with_metrics(bundle: Bundle, result: Evaluation) -> Bundle:
@@ -281,7 +350,7 @@ def _threshold(score: npt.NDArray[np.float64], validation: Dataset, settings: Tr
     )
 
 
-def _store(
+def store_candidate(
     platform: PlatformSettings,
     candidate: Candidate,
     known: Dataset,
@@ -298,22 +367,39 @@ def _store(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(candidate.bundle.path, target)
         return None, None, target
-    plots = {}
+    plots: dict[str, Path] = {}
+    metrics = _metrics(candidate)
     if test is not None:
-        score = candidate.bundle.score(test.tuples)
-        plots = write_plots(scratch, test.is_fraud, score, title="Test period")
+        more, plots = _pictures(candidate, test, scratch)
+        metrics |= more
+    if candidate.trials:
+        plots["search"] = scratch / "search.json"
+        plots["search"].write_text(json.dumps(candidate.trials, indent=1) + "\n", encoding="utf-8")
     registry = Registry.open(platform.home)
     run_id, version = registry.log(
         candidate.bundle,
         experiment=settings.experiment,
         name=settings.model_name,
         parameters=_parameters(candidate, known, periods, settings),
-        metrics=_metrics(candidate),
+        metrics=metrics,
         history=candidate.curves,
         plots=plots,
     )
     log.info("registered %s version %s", settings.model_name, version)
     return run_id, version, registry.download(settings.model_name, version)
+
+
+def _pictures(candidate: Candidate, test: Dataset, scratch: Path) -> tuple[dict[str, float], dict[str, Path]]:
+    """Figures of the test period beyond the bundle's own, and pictures."""
+    bundle = candidate.bundle
+    score = bundle.score(test.tuples)
+    lost = importance(bundle, test)
+    metrics = {f"importance_{name.replace(':', '_')}": value for name, value in lost.items()}
+    if candidate.scenarios is not None:
+        figures = scenario_figures(test, score, candidate.scenarios, threshold=bundle.info.threshold)
+        metrics |= {f"test_{name}": value for name, value in figures.items()}
+    seen = None if candidate.hidden is None else candidate.hidden(test.tuples)
+    return metrics, write_plots(scratch, test, score, title="Test period", importance=lost, hidden=seen)
 
 
 def _parameters(

@@ -1,8 +1,9 @@
-"""train, evaluate, promote: from feature rows to a model in service."""
+"""train, train-head, embeddings, evaluate, promote, promotions: from feature rows to a model in service."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +13,14 @@ import typer
 from infra.console import fail, instant_option, progress, say, table
 
 if TYPE_CHECKING:
-    from training.evaluate import Evaluation
+    from training.gates import Comparison
+    from training.train import TrainReport
 
 ProtocolOption = Annotated[str, typer.Option(help="all, or handbook: without senders whose fraud is known by then.")]
+ScenariosOption = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Parquet or CSV of transaction_id and scenario: figures per one."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as one line of JSON.")]
 
 
@@ -29,11 +35,14 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     register_: Annotated[bool, typer.Option("--register/--no-register", help="Register the model in MLflow.")] = True,
     reuse: Annotated[bool, typer.Option(help="Take the version that was trained on exactly this, if any.")] = False,
+    scenarios: ScenariosOption = None,
+    search: Annotated[float | None, typer.Option(min=0, help="Minutes to look for better settings first.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Train a model on a period, test it on a later one, and register it in MLflow."""
     from graph_features.settings import PlatformSettings, load
     from training.evaluate import protocol_named
+    from training.scenarios import read_scenarios
     from training.train import train_model
 
     with progress("train") as advance:
@@ -49,16 +58,62 @@ def train(
             seed=seed,
             register=register_,
             reuse=reuse,
+            search_minutes=search,
+            scenarios=None if scenarios is None else read_scenarios(scenarios),
             progress=advance,
         )
-    if report.test is not None:
-        _show(f"test of version {report.version}", report.test, quiet=json_)
-    if json_:
-        test = None if report.test is None else report.test.figures()
-        say(json.dumps({"version": report.version, "run_id": report.run_id, "test": test}))
-    else:
-        rows = f"{report.train_rows:,} payments, {report.train_frauds:,} of them fraudulent"
-        say(f"version {report.version}: trained on {rows}, in {report.best_epoch} epochs on {report.device}")
+    _say_trained(report, json_=json_)
+
+
+def train_head(
+    from_: Annotated[datetime, instant_option("--from", help="Start of the training period.")],
+    to: Annotated[datetime, instant_option("--to", help="Its end, excluded.")],
+    validation_from: Annotated[datetime | None, instant_option(help="By default the last fifth of the period.")] = None,
+    label_cut: Annotated[datetime | None, instant_option(help="Labels known before; end plus maturity.")] = None,
+    test_from: Annotated[datetime | None, instant_option(help="By default the label cut.")] = None,
+    test_to: Annotated[datetime | None, instant_option(help="Without it nothing is tested.")] = None,
+    protocol: ProtocolOption = "all",
+    views: Annotated[list[str] | None, typer.Option("--view", help="Views read beside embeddings; repeat it.")] = None,
+    register_: Annotated[bool, typer.Option("--register/--no-register", help="Register the model in MLflow.")] = True,
+    json_: JsonOption = False,
+) -> None:
+    """Train a model whose first layers run in batch: an encoder of accounts, and a head that reads what it stored."""
+    from graph_features.settings import PlatformSettings, load
+    from training.evaluate import protocol_named
+    from training.head import REAL_TIME_VIEWS, train_head
+
+    with progress("train-head") as advance:
+        report = train_head(
+            load(PlatformSettings),
+            train_from=from_,
+            train_to=to,
+            validation_from=validation_from,
+            label_cut=label_cut,
+            test_from=test_from,
+            test_to=test_to,
+            protocol=protocol_named(protocol),
+            views=REAL_TIME_VIEWS if views is None else views,
+            register=register_,
+            progress=advance,
+        )
+    _say_trained(report, json_=json_)
+
+
+def embeddings(
+    as_of: Annotated[datetime | None, instant_option(help="The instant; by default now.")] = None,
+    from_: Annotated[datetime | None, instant_option("--from", help="Instead: start of a period.")] = None,
+    to: Annotated[datetime | None, instant_option("--to", help="Its end, excluded.")] = None,
+    every: Annotated[str, typer.Option(help="Distance of the period's instants: 6h, 1d.")] = "1d",
+    version: Annotated[
+        str | None, typer.Option(help="By default the version in service, and the next or the one before it.")
+    ] = None,
+) -> None:
+    """Embed every account for the models that read embeddings, offline and online: a job of kind embeddings."""
+    from infra.jobs import run_job
+
+    moments = {"as_of": as_of, "from": from_, "to": to}
+    named = {name: moment.isoformat() for name, moment in moments.items() if moment is not None}
+    say(run_job("embeddings", {**named, "every": every, "version": version}))
 
 
 def evaluate(
@@ -67,6 +122,7 @@ def evaluate(
     version: Annotated[str | None, typer.Option(help="A version; by default the one in service.")] = None,
     label_cut: Annotated[datetime | None, instant_option(help="Labels known before; by default all.")] = None,
     protocol: ProtocolOption = "all",
+    scenarios: ScenariosOption = None,
     scores: Annotated[Path | None, typer.Option(help="Write each payment's score to this Parquet file.")] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -74,6 +130,7 @@ def evaluate(
     from graph_features.settings import PlatformSettings, load
     from training.assess import evaluate_model
     from training.evaluate import protocol_named
+    from training.scenarios import read_scenarios, scenario_figures
 
     with progress("evaluate") as advance:
         found = evaluate_model(
@@ -87,9 +144,13 @@ def evaluate(
         )
     if scores is not None:
         found.write_scores(scores)
-    _show(f"{found.name} {found.version}", found.result, quiet=json_)
+    figures = found.result.figures()
+    if scenarios is not None:
+        known = read_scenarios(scenarios)
+        figures |= scenario_figures(found.dataset, found.score, known, threshold=found.threshold)
+    _show(f"{found.name} {found.version}", figures, quiet=json_)
     if json_:
-        say(json.dumps({"version": found.version, **found.result.figures()}))
+        say(json.dumps({"version": found.version, **figures}))
 
 
 def accounts(
@@ -123,15 +184,27 @@ def promote(
     gates: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="YAML file of gates.")] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the champion before this one.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Promote without comparing; the trail says so.")] = False,
+    by: Annotated[str | None, typer.Option(help="Who decides; by default the user of this process.")] = None,
 ) -> None:
-    """Put a version into service if it holds every gate against the one in service. Exit code 1 when refused."""
-    from graph_features.settings import PlatformSettings, load
+    """Put a version into service if it holds every gate against the one in service. Exit code 1 when refused.
+
+    Gates come from --gates, else from the file that RINGFENCE_PROMOTION_GATES names, else they are the defaults.
+    """
+    from graph_features.settings import PlatformSettings, PromotionSettings, load
     from training.promote import promote_model
 
     with progress("promote") as advance:
         decision = promote_model(
-            load(PlatformSettings), version=version, gates=gates, rollback=rollback, force=force, progress=advance
+            load(PlatformSettings),
+            version=version,
+            gates=gates or load(PromotionSettings).gates,
+            rollback=rollback,
+            force=force,
+            who=by,
+            progress=advance,
         )
+    if decision.comparison is not None:
+        _show_comparison(decision.comparison)
     verdict = "is champion" if decision.promoted else "was refused"
     text = f"version {decision.version} {verdict}: {'; '.join(decision.reasons)}"
     if not decision.promoted:
@@ -139,11 +212,60 @@ def promote(
     say(text)
 
 
-def _show(title: str, result: Evaluation, *, quiet: bool) -> None:
+def promotions(
+    limit: Annotated[int, typer.Option(min=1)] = 20,
+    json_: JsonOption = False,
+) -> None:
+    """Show who put which version into service or was refused, when and why, newest first."""
+    from graph_features.settings import PlatformSettings, load
+    from training.promote import history
+
+    found = history(load(PlatformSettings), limit=limit)
+    if json_:
+        say(json.dumps([entry.to_json() for entry in found]))
+        return
+    rows = [
+        [
+            f"{entry.decided_at:%Y-%m-%d %H:%M:%S}",
+            entry.decision,
+            entry.version,
+            entry.previous or "",
+            entry.decided_by,
+            "; ".join(entry.reasons),
+        ]
+        for entry in found
+    ]
+    table("promotions", ["when", "decision", "version", "champion before", "by", "why"], rows)
+
+
+def _show_comparison(found: Comparison) -> None:
+    models = [found.challenger, *([] if found.champion is None else [found.champion])]
+    names = ["average_precision", "card_precision", "calibration_error", "latency_ms_per_1000"]
+    rows: list[list[Any]] = [[name, *(f"{getattr(model, name):.4f}" for model in models)] for name in names]
+    heads = ["challenger", "champion"][: len(models)]
+    title = f"{found.payments:,} matured payments, {found.frauds:,} of them fraudulent"
+    table(title, ["figure", *(f"{head} {model.version}" for head, model in zip(heads, models, strict=True))], rows)
+    if found.score_shift is not None:
+        low, high = found.gain_interval or (float("nan"), float("nan"))
+        say(f"scores move by {found.score_shift:.4f} on average; AP gained: {low:+.4f} to {high:+.4f} (90 %)")
+
+
+def _say_trained(report: TrainReport, *, json_: bool) -> None:
+    if report.test is not None:
+        _show(f"test of version {report.version}", report.test.figures(), quiet=json_)
+    if json_:
+        test = None if report.test is None else report.test.figures()
+        say(json.dumps({"version": report.version, "run_id": report.run_id, "test": test}))
+    else:
+        rows = f"{report.train_rows:,} payments, {report.train_frauds:,} of them fraudulent"
+        say(f"version {report.version}: trained on {rows}, in {report.best_epoch} epochs on {report.device}")
+
+
+def _show(title: str, figures: Mapping[str, float], *, quiet: bool) -> None:
     if not quiet:
-        table(title, ["figure", "value"], [[name, f"{value:,.4f}"] for name, value in result.figures().items()])
+        table(title, ["figure", "value"], [[name, f"{value:,.4f}"] for name, value in figures.items()])
 
 
 def register(app: typer.Typer) -> None:
-    for command in (train, evaluate, accounts, promote):
+    for command in (train, train_head, embeddings, evaluate, accounts, promote, promotions):
         app.command()(command)

@@ -75,7 +75,8 @@ registry = Registry.open(home)
 _, version = registry.log(
     bundle, experiment="ringfence", name="ringfence", parameters={}, metrics={}, history={}, plots={}
 )
-registry.set_alias("ringfence", CHAMPION, version)
+if sys.argv[3] == "champion":
+    registry.set_alias("ringfence", CHAMPION, version)
 print(version)
 """
 
@@ -118,19 +119,22 @@ class Server:
     def log(self) -> str:
         return (self.home / "server.log").read_text(encoding="utf-8", errors="replace")
 
-    def promote(self, seed: int) -> str:
-        """Make a model and point the alias at it, as training would; return its version."""
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(MAKE_MODEL), str(seed), str(self.home / f"scratch-{seed}")],
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
+    def promote(self, seed: int, *, alias: str = "champion") -> str:
+        """Make a model and point the alias at it if it is to be champion; return its version."""
+        scratch = str(self.home / f"scratch-{seed}")
+        done = self.run("-c", textwrap.dedent(MAKE_MODEL), str(seed), scratch, alias)
         assert done.returncode == 0, done.stderr[-4_000:]
         return done.stdout.split()[-1]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Python beside the server, in its home."""
+        command = [sys.executable, *arguments]
+        options: dict[str, Any] = {"cwd": ROOT, "env": self.environment, "timeout": 400}
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A `ringfence` command beside the server."""
+        return self.run("-m", "infra.cli", *arguments)
 
     def pool(self, name: str) -> dict[str, Any]:
         detail: dict[str, Any] = self.http.get("/health").json()["checks"][name]["detail"]
@@ -400,11 +404,31 @@ def test_12_killed_feature_worker_comes_back(server: Server) -> None:
     assert found["unseen"] == []
 
 
-def test_13_new_version_swaps_under_load(server: Server) -> None:
-    """While the alias moves to another version, no request fails, and each reply is of one version."""
+GATES = """
+window_days: 60
+least_frauds: 1
+largest_average_precision_drop: 1
+largest_card_precision_drop: 1
+largest_calibration_error: 1
+largest_calibration_error_growth: 1
+largest_latency_ratio: 1000
+largest_latency_ms_per_1000: 1000000
+largest_score_shift: 1
+"""
+
+
+def test_13_promotion_and_rollback_under_load(server: Server) -> None:
+    """A challenger is refused, promoted and rolled back while the server scores: no request fails or mixes versions."""
+    known = "2026-02-20T00:00:00Z"
+    labels = [{"transaction_id": f"h{at}", "is_fraud": at % 4 == 0, "label_timestamp": known} for at in range(12)]
+    assert server.http.post("/labels", json={"labels": labels}).json()["inserted"] == 12
+    assert server.command("apply").returncode == 0
+    for name, text in (("open", GATES), ("shut", GATES.replace("largest_score_shift: 1", "largest_score_shift: 0"))):
+        (server.home / f"{name}.yaml").write_text(text)
     row = payment("v", "c1", "m1")
-    old = scores(server, row)[0]["fraud_score"]
+    old_version = server.http.get("/health").json()["checks"]["model"]["detail"]["version"]
     versions: dict[str, set[float]] = {}
+    order: list[str] = []
     failed: list[str] = []
     stop = threading.Event()
 
@@ -415,21 +439,38 @@ def test_13_new_version_swaps_under_load(server: Server) -> None:
                 if reply.status_code != 200:
                     failed.append(reply.text)
                     continue
-                reply_scores = versions.setdefault(reply.json()["model"]["version"], set())
-                reply_scores.add(reply.json()["scores"][0]["fraud_score"])
+                version = reply.json()["model"]["version"]
+                versions.setdefault(version, set()).add(reply.json()["scores"][0]["fraud_score"])
+                if order[-1:] != [version]:
+                    order.append(version)
                 time.sleep(0.02)
 
     thread = threading.Thread(target=load)
     thread.start()
     try:
-        new = server.promote(seed=2)
+        new = server.promote(seed=2, alias="")
+        refused = server.command("promote", "--gates", str(server.home / "shut.yaml"), "--by", "ann")
+        assert refused.returncode == 1
+        assert f"version {new} was refused: scores move by" in " ".join(refused.stderr.split())
+        done = server.command("promote", "--gates", str(server.home / "open.yaml"), "--by", "bob")
+        assert done.returncode == 0, done.stderr[-4_000:]
         server.until(lambda: new in versions, 120)
+        back = server.command("promote", "--rollback", "--by", "eve")
+        assert back.returncode == 0, back.stderr[-4_000:]
+        server.until(lambda: order[-1] == old_version, 120)
     finally:
         stop.set()
         thread.join(timeout=120)
     assert failed == []
+    assert order == [old_version, new, old_version]
     assert all(len(values) == 1 for values in versions.values())
-    assert versions[new] != {old}
+    assert versions[new] != versions[old_version]
+    trail = json.loads(server.command("promotions", "--json").stdout)
+    assert [(entry["decision"], entry["version"], entry["decided_by"]) for entry in trail] == [
+        ("rolled back", old_version, "eve"),
+        ("promoted", new, "bob"),
+        ("refused", new, "ann"),
+    ]
 
 
 def test_14_logs_hold_no_personal_values(server: Server) -> None:

@@ -16,12 +16,19 @@ from graph_features.clock import DAY_MS, from_ms
 from graph_features.contracts import LABEL_SCHEMA, TRANSACTION_SCHEMA
 from graph_features.drivers.batch import event_rows, latest_rows, slice_rows
 from graph_features.edges import EdgeTable
-from graph_features.errors import ModelError
+from graph_features.embeddings import EMBEDDING_VIEWS
+from graph_features.errors import ModelError, SchemaMismatchError
 from graph_features.schema import Cadence
 from graph_features.settings import FeatureSettings, PlatformSettings, TrainingSettings
+from graph_features.stores.blocks import RowBlock
 from graph_features.tuples import InputTuples, TransactionColumns, TupleBlocks, build_tuples, row_requests
 from training.bundle import Bundle
+from training.embed import free_slot, refresh_embeddings
+from training.encoder import Encoder, embedding_view
+from training.gates import Gates
+from training.head import train_head
 from training.history import History, current_spec, open_history
+from training.promote import history as decisions
 from training.promote import promote_model
 from training.registry import Registry
 from training.train import TrainReport, train_model
@@ -211,6 +218,7 @@ def test_promotion_moves_the_alias_and_back(report: TrainReport, platform: Platf
     gates = tmp_path / "gates.yaml"
     gates.write_text(
         "window_days: 3\nleast_frauds: 5\nlargest_calibration_error: 1\nlargest_average_precision_drop: 1\n"
+        "largest_calibration_error_growth: 1\nlargest_latency_ratio: 100\n"
     )
     first = promote_model(platform, version=report.version, gates=gates, who="ann", settings=SETTINGS)
     assert first.promoted, first.reasons
@@ -227,6 +235,60 @@ def test_promotion_moves_the_alias_and_back(report: TrainReport, platform: Platf
     assert registry.version_of("ringfence", "champion") == "1" == back.version
     with pytest.raises(ModelError, match="none to roll back to"):
         promote_model(platform, rollback=True, settings=SETTINGS)
+    trail = decisions(platform, settings=SETTINGS)
+    assert [(entry.decision, entry.version, entry.decided_by) for entry in trail] == [
+        ("rolled back", "1", "eve"),
+        ("promoted", second.version, "bob"),
+        ("promoted", "1", "ann"),
+    ]
+    assert all(entry.moved_at is not None for entry in trail)
+    assert trail[1].figures is not None
+    assert [model["version"] for model in trail[1].figures["models"]] == [second.version, "1"]
+    assert trail[1].gates is not None
+    assert trail[1].gates["window_days"] == 3
+    # An alias that was moved by hand goes back to what the trail put there last.
+    registry.set_alias("ringfence", "champion", second.version)
+    back = promote_model(platform, rollback=True, who="eve", settings=SETTINGS)
+    assert (registry.version_of("ringfence", "champion"), back.previous) == ("1", second.version)
+    assert "by other means" in back.reasons[0]
+
+
+def test_payments_trained_on_are_not_compared_on(report: TrainReport, platform: PlatformSettings) -> None:
+    """The window begins where the training period of the later model ends; without a payment left it is refused."""
+    late = train_model(
+        platform, train_from=day(3), train_to=day(12), settings=SETTINGS.model_copy(update={"seed": 5, "epochs": 1})
+    )
+    found = promote_model(platform, version=late.version, settings=SETTINGS).comparison
+    assert found is not None
+    matured = payments()[0]["event_timestamp"].cast(pa.int64()).to_numpy()
+    end_ms = int(matured.max()) + 1 - DAY_MS
+    assert found.payments == int(((matured >= START_MS + 12 * DAY_MS) & (matured < end_ms)).sum())
+    last = train_model(
+        platform, train_from=day(3), train_to=day(14), settings=SETTINGS.model_copy(update={"seed": 6, "epochs": 1})
+    )
+    refused = promote_model(platform, version=last.version, settings=SETTINGS)
+    assert not refused.promoted
+    assert "training periods" in refused.reasons[0]
+
+
+def test_a_model_of_other_features_never_comes_into_service(
+    report: TrainReport, platform: PlatformSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Constants of the features changed: the version is refused, by force too, and nobody can roll back to it."""
+    registry = Registry.open(platform.home)
+    before = registry.version_of("ringfence", "champion")
+    assert report.version is not None
+    other = next(version.version for version in registry.versions("ringfence") if version.version != before)
+    monkeypatch.setenv("RINGFENCE_FEATURE_RING_WINDOW_S", "86400")
+    for force in (False, True):
+        refused = promote_model(platform, version=other, force=force, settings=SETTINGS)
+        assert not refused.promoted
+        assert "feature hash" in refused.reasons[0]
+    assert registry.version_of("ringfence", "champion") == before
+    registry.set_alias("ringfence", "champion", other)
+    with pytest.raises(ModelError, match="feature hash"):
+        promote_model(platform, rollback=True, settings=SETTINGS)
+    registry.set_alias("ringfence", "champion", before or report.version)
 
 
 def test_worse_challenger_is_refused(report: TrainReport, platform: PlatformSettings, tmp_path: Path) -> None:
@@ -244,6 +306,57 @@ def test_worse_challenger_is_refused(report: TrainReport, platform: PlatformSett
     assert worse.version is not None
     assert registry.tags("ringfence", worse.version)["ringfence.decision"] == "refused"
     assert registry.version_of("ringfence", "champion") == before
+
+
+def test_a_head_runs_on_stored_embeddings(
+    report: TrainReport, platform: PlatformSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head trains on embeddings that Feast hands out, is compared with the whole model, and is kept fresh by its job.
+
+    Its rows carry the encoder's id; a job for a model without an encoder writes nothing.
+    """
+    registry = Registry.open(platform.home)
+    assert refresh_embeddings(platform, as_of_ms=[START_MS + 13 * DAY_MS], version="1", settings=SETTINGS) == {}
+    head = train_head(
+        platform, train_from=day(3), train_to=day(9), test_from=day(10), test_to=day(13), settings=SETTINGS
+    )
+    assert head.version is not None
+    assert head.test is not None
+    assert head.test.average_precision > 2 * head.test.frauds / head.test.payments
+    folder = registry.download("ringfence", head.version)
+    encoder, view = Encoder.load(folder), embedding_view(Bundle.load(folder).info.inputs)
+    assert view is not None
+    online = open_online(platform)
+    (packed,) = online.read([(view, [("s1",), ("r2",)])])
+    online.close()
+    block = RowBlock.from_packed(view, packed)
+    assert block.int64("encoder_id")[0].tolist() == [encoder.info.id] * 2
+    assert (block.as_of_ms % DAY_MS == 0).all()
+    registry.set_alias("ringfence", "champion", "1")
+    gates = Gates(
+        window_days=3,
+        least_frauds=5,
+        largest_average_precision_drop=1,
+        largest_card_precision_drop=1,
+        largest_calibration_error=1,
+        largest_calibration_error_growth=1,
+        largest_latency_ratio=100,
+        largest_score_shift=1,
+    )
+    promoted = promote_model(platform, version=head.version, gates=gates, settings=SETTINGS)
+    assert promoted.promoted, promoted.reasons
+    assert promoted.comparison is not None
+    assert promoted.comparison.champion is not None
+    written = refresh_embeddings(platform, as_of_ms=[START_MS + 13 * DAY_MS], settings=SETTINGS)
+    assert written == {head.version: 100}
+    # The next model takes the slot that the champion leaves.
+    assert free_slot(platform, SETTINGS, tuple(EMBEDDING_VIEWS.values())).name != view.name
+    # Embeddings of features that are computed otherwise now would be another model's.
+    monkeypatch.setenv("RINGFENCE_FEATURE_RING_WINDOW_S", "86400")
+    with pytest.raises(SchemaMismatchError, match="train a new model"):
+        refresh_embeddings(platform, as_of_ms=[START_MS + 13 * DAY_MS], settings=SETTINGS)
+    monkeypatch.undo()
+    promote_model(platform, rollback=True, settings=SETTINGS)
 
 
 def test_models_need_no_pickle(

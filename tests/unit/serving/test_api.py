@@ -84,10 +84,15 @@ def test_amounts_are_exact_and_converted(run_app: Any, payment: Any) -> None:
 
 
 def test_explain_says_what_moved_the_score(run_app: Any, payment: Any) -> None:
-    """With explain each score carries the weight of its groups of inputs."""
+    """With explain each score carries the effect of its groups of inputs and of single ones, largest first."""
     client, _ = run_app()
     (score,) = client.post("/predict", json={"transactions": [payment], "explain": True}).json()["scores"]
-    assert {"sender:activity", "receiver:activity", "transaction", "neighbours"} <= set(score["explanation"])
+    found = score["explanation"]
+    assert {"sender:activity", "receiver:activity", "payment"} <= set(found["groups"])
+    sizes = [abs(effect) for effect in found["groups"].values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 1 <= len(found["features"]) <= 5
+    assert all(set(one) == {"role", "feature", "value", "ordinary", "effect"} for one in found["features"])
 
 
 def test_fine_times_are_truncated_with_a_notice(run_app: Any, payment: Any) -> None:

@@ -198,13 +198,13 @@ def test_model_without_a_bundle_is_refused(scorer: ShardScorer, ref: ModelRef, t
 def test_explanation_names_what_moves_the_score(
     online: Any, scorer: ShardScorer, ref: ModelRef, tiny: SimpleNamespace
 ) -> None:
-    """Taking the sender's activity away must move the score by exactly the part that is reported."""
+    """The groups are named, and each feature that is told belongs to one of them."""
     for account in ("a", "b"):
         fill(online, tiny, account, tiny.T0 - 1)
     shard = Shard(transactions=tiny.payments_of([("a", "b", tiny.T0)]), explain=True)
-    result = scorer.score(ref, shard)
-    assert result.explanation is not None
-    assert {"sender:activity", "receiver:ranks", "transaction", "pair", "neighbours"} <= set(result.explanation)
-    assert result.explanation["neighbours"].tolist() == [0.0]
-    assert result.explanation["sender:activity"][0] != 0
-    assert np.isfinite(np.concatenate(list(result.explanation.values()))).all()
+    (found,) = scorer.score(ref, shard).explanation
+    assert {"sender:activity", "receiver:ranks", "payment", "pair"} <= set(found.groups)
+    assert any(effect != 0 for effect in found.groups.values())
+    assert all(np.isfinite(one.effect) for one in found.features)
+    assert found.neighbours == []
+    assert scorer.score(ref, dataclasses.replace(shard, explain=False)).explanation == []

@@ -43,6 +43,22 @@ def test_round_trip(
     assert registry.tags("m", "1")["ringfence.feature_hash"] == "hash"
 
 
+def test_model_says_what_it_takes(registry: Registry, make_bundle: Callable[..., Bundle]) -> None:
+    """The registered model has a signature and an input example that it accepts; MLflow sends no telemetry."""
+    import mlflow
+    from mlflow.telemetry.utils import is_telemetry_disabled
+
+    bundle = make_bundle()
+    registry.log(bundle, **LOG, plots={})
+    assert is_telemetry_disabled()
+    loaded = mlflow.pyfunc.load_model("models:/m/1")
+    assert loaded.metadata.signature.inputs.input_names() == list(bundle.feeds(bundle.example()))
+    assert loaded.metadata.signature.outputs.input_names() == ["score"]
+    example = loaded.input_example
+    scores = next(iter(loaded.predict(example).values()))
+    assert len(scores) == len(example["transaction_x"])
+
+
 def test_unknown_alias_says_what_to_do(registry: Registry) -> None:
     """Without a champion the error names model and alias."""
     assert registry.version_of("m", "champion") is None
