@@ -100,9 +100,11 @@ class RedisOnlineStore:
         The marks are read first: a row that is renewed in between may be taken for pending, never the reverse.
         """
         # Views of one entity ask for the same keys: each list is encoded once.
-        ends = {id(wanted): [encode_key(key) for key in wanted] for _, wanted in requests}
-        names = []
+        ends: dict[int, list[bytes]] = {}
+        names: list[bytes] = []
         for view, wanted in requests:
+            if id(wanted) not in ends:
+                ends[id(wanted)] = [encode_key(key) for key in wanted]
             prefix = row_prefix(self._project, view.name)
             names += [prefix + end for end in ends[id(wanted)]]
         fields = [encode_key(key) for key in keys]
