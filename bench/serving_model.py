@@ -1,4 +1,4 @@
-"""Registers a model over the whole catalogue in MLflow: `python -m bench.serving_model SEED [ALIAS]`; prints its version.
+"""Registers a model over the whole catalogue in MLflow: `python -m bench.serving_model SEED [ALIAS]`.
 
 The network has the size of a trained one and random weights: what is measured is serving, not what it has learnt.
 """

@@ -1,4 +1,4 @@
-"""Real servers with a history in them, a model in MLflow, and the REST server over both: what serving is measured on."""
+"""Real servers with a history, a model in MLflow, and the REST server over both: what serving is measured on."""
 
 from __future__ import annotations
 

@@ -151,6 +151,9 @@ class ServingSettings(BaseSettings):
     future_skew_s: int = Field(default=300, ge=0, description="How far ahead of the clock a payment may lie.")
     decision_sample: float = Field(default=1.0, ge=0, le=1, description="Share of scores that leave a decision record.")
     decision_retention_days: int = Field(default=400, ge=0, description="Days that decisions are kept; 0 keeps all.")
+    decision_backlog_bytes: int = Field(
+        default=1 << 30, ge=1 << 20, description="Most decisions that wait on disk for their database."
+    )
     log_level: str = Field(default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
 
 

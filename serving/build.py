@@ -16,6 +16,7 @@ from serving.engineering import FeatureEngineering
 from serving.graph_sync import GraphSync
 from serving.inference import own_environment
 from serving.jobs import Jobs
+from serving.journal import DecisionJournal
 from serving.metrics import Metrics
 from serving.models import ModelFollower
 from serving.payments import Payments
@@ -46,7 +47,7 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
     stores = LazyStores(platform)
     stores.records.create_schema()
     stores.graph.create_schema()
-    decisions = DecisionLog(open_engine(platform))
+    decisions = _decisions(platform, settings)
     decisions.start()
     metrics = Metrics()
     inference = _pool(platform, settings, "inference", settings.workers or platform.workers)
@@ -95,7 +96,19 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
     )
 
 
+def _decisions(platform: PlatformSettings, settings: ServingSettings) -> DecisionJournal:
+    shipper = _pool(platform, settings, "decisions", 1)
+    shipper.on_start("lower_priority")
+    return DecisionJournal(
+        DecisionLog(open_engine(platform)),
+        platform.home / "decisions",
+        shipper,
+        max_bytes=settings.decision_backlog_bytes,
+    )
+
+
 _HANDLERS = {
+    "decisions": "serving.shipping:DecisionShipper",
     "inference": "serving.inference:InferenceWorker",
     "features": "serving.engineer:FeatureWorker",
     "jobs": "serving.jobs:JobWorker",

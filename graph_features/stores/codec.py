@@ -101,7 +101,7 @@ class PackedTexts(Ragged):
             given = octets_of[np.where(beyond, 0, first[rows, None] + octets)]
             letters = wanted.view(np.uint8).reshape(len(texts), -1)[which[rows]]
             same[rows] = ((given == letters) | beyond).all(axis=1)
-        return same
+        return np.asarray(same, np.bool_)
 
 
 @dataclass(frozen=True, kw_only=True)
