@@ -75,6 +75,8 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
             shard_rows=settings.shard_rows,
             score_timeout_s=settings.score_timeout_ms / 1e3,
             deadline_s=settings.deadline_ms / 1e3,
+            batch_window_s=settings.batch_window_ms / 1e3,
+            overload_s=settings.overload_ms / 1e3,
         ),
         follower=ModelFollower(
             name=settings.model_name,
@@ -120,4 +122,5 @@ def _pool(platform: PlatformSettings, settings: ServingSettings, name: str, size
     if settings.pool is PoolKind.INLINE:
         make: Callable[[], object] = spec.build
         return InlinePool(name=name, size=1 if name == "inference" else size, build=make)
-    return ProcessPool(name=name, size=size, spec=spec, preload=PRELOADED)
+    memory_mb = 0 if name == "jobs" else settings.worker_memory_mb
+    return ProcessPool(name=name, size=size, spec=spec, preload=PRELOADED, memory_mb=memory_mb)

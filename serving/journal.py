@@ -1,9 +1,9 @@
 """The journal of decisions: every score is on disk before it is answered, and in the database soon after.
 
 A reply waits for one write and one fdatasync that all requests of the moment share, never for the database: when that
-is slow or away, scoring goes on, and what was decided waits here. Segments are files of frames (length, CRC-32, content);
-a closed segment is handed to a shipper (serving.shipping), which stores all of it and its name in one transaction, so
-that a segment that is shipped twice is stored once.
+is slow or away, scoring goes on, and what was decided waits here. Segments are files of frames (length, CRC-32,
+content); a closed segment is handed to a shipper (serving.shipping), which stores all of it and its name in one
+transaction, so that a segment that is shipped twice is stored once.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class DecisionJournal:
         self._current: _Segment | None = None
         self._backlog = 0
         self._problem = ""
+        self._created = False
         self._closing = False
         self._writer = threading.Thread(target=self._write_loop, name="journal", daemon=True)
         self._ship = threading.Thread(target=self._ship_loop, name="journal-shipper", daemon=True)
@@ -212,6 +213,9 @@ class DecisionJournal:
             mine = set(self._closed_segments)
             if not self._lock.wait_for(lambda: mine.isdisjoint(self._closed_segments), FIND_TIMEOUT_S):
                 raise StoreUnavailableError(f"decisions wait for their database: {self._problem or 'it is slow'}")
+        if not self._created:
+            self._log.create()
+            self._created = True
         return self._log.find(transaction_id, limit=limit)
 
     def purge(self, *, before_ms: int) -> int:

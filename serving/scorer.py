@@ -82,6 +82,9 @@ class Shard:
     complete: dict[str, list[int]] = field(default_factory=dict)
     explain: bool = False
 
+    def __len__(self) -> int:
+        return len(self.transactions)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardScores:
