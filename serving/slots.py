@@ -145,7 +145,6 @@ class Slot(threading.Thread):
         self._context = context
         self._watcher = watcher
         self._memory_limit = memory_limit
-        self._memory_due = 0.0
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
@@ -258,11 +257,7 @@ class Slot(threading.Thread):
 
     def _replace_if_large(self) -> None:
         """Between tasks: a worker that has leaked up to its limit is replaced."""
-        now = time.monotonic()
-        if not self._memory_limit or now < self._memory_due:
-            return
-        self._memory_due = now + _MEMORY_CHECK_S
-        if self._memory() > self._memory_limit:
+        if self._memory_limit and self._memory() > self._memory_limit:
             self._lost("worker above its memory limit", failed=False)
 
     def _retry(self, task: Task, error: RingfenceError) -> None:
