@@ -32,7 +32,7 @@ from infra.local import servers
 
 ROOT = Path(__file__).parents[1]
 WRITE_ROWS = 50_000
-START_S = 180.0
+START_S = 600.0
 CURRENCY = "EUR"
 
 

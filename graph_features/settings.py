@@ -120,9 +120,11 @@ class FeatureSettings(BaseSettings):
 
 
 class PoolKind(StrEnum):
-    """process: supervised worker processes. inline: threads of the server itself, for tests and tiny machines."""
+    """process: supervised worker processes. thread: inference on threads of the server, each with a model of its own.
+    inline: everything on threads of the server, for tests and tiny machines."""
 
     PROCESS = "process"
+    THREAD = "thread"
     INLINE = "inline"
 
 

@@ -23,6 +23,7 @@ from serving.payments import Payments
 from serving.pool import InlinePool, Pool, ProcessPool
 from serving.predict import Predictor
 from serving.services import Services, Stores
+from serving.threads import ThreadPool
 from serving.worker import HandlerSpec
 from training import registry
 
@@ -119,8 +120,10 @@ _HANDLERS = {
 
 def _pool(platform: PlatformSettings, settings: ServingSettings, name: str, size: int) -> Pool:
     spec = HandlerSpec(target=_HANDLERS[name], args=(platform, own_environment()))
+    make: Callable[[], object] = spec.build
+    if settings.pool is PoolKind.THREAD and name == "inference":
+        return ThreadPool(name=name, size=size, build=make)
     if settings.pool is PoolKind.INLINE:
-        make: Callable[[], object] = spec.build
         return InlinePool(name=name, size=1 if name == "inference" else size, build=make)
     memory_mb = 0 if name == "jobs" else settings.worker_memory_mb
     return ProcessPool(name=name, size=size, spec=spec, preload=PRELOADED, memory_mb=memory_mb)
