@@ -34,9 +34,8 @@ def load(world: World, *, seconds: float, rounds: int) -> list[Figure]:
             open_loop(server.url, sent, rate=SHARE * capacity, seconds=2 * seconds, seed=at) for at in range(rounds)
         ]
     failed = sum(one.failed for one in loads)
-    note(
-        f"  {capacity:.0f} requests/s; at {SHARE:.0%}: {[round(one.quantile_ms(0.99)) for one in loads]} ms, {failed=}"
-    )
+    late = [round(one.quantile_ms(0.99)) for one in loads]
+    note(f"  {capacity:.0f} requests/s; p99 at {SHARE:.0%} of it: {late} ms, {failed} failed")
     shown = f"1 payment a request, at random, {SHARE:.0%} of the capacity measured before; latency from when it was due"
     at_load = {share: float(np.median([one.quantile_ms(share) for one in loads])) for share in (0.5, 0.99)}
     return [
@@ -44,7 +43,7 @@ def load(world: World, *, seconds: float, rounds: int) -> list[Figure]:
             name="/predict of 1: capacity", value=capacity, unit="requests/s", better="higher",
             conditions=f"{CONNECTIONS} connections, 2 workers, client on the same cores",
         ),
-        Figure(name="/predict of 1, one client: p50", value=calm.quantile_ms(0.5), unit="ms", conditions="1 connection"),
+        Figure(name="/predict of 1: p50", value=calm.quantile_ms(0.5), unit="ms", conditions="1 connection"),
         Figure(name="/predict of 1 under load: p50", value=at_load[0.5], unit="ms", conditions=shown),
         Figure(name="/predict of 1 under load: p99", value=at_load[0.99], unit="ms", conditions=shown),
         Figure(name="/predict of 1 under load: failed", value=failed, unit="requests", goal=0, conditions=shown),

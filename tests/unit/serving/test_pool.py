@@ -14,6 +14,7 @@ import pytest
 from graph_features.errors import StoreUnavailableError
 from serving.pool import InlinePool, ProcessPool
 from serving.slots import PoolBrokenError, TaskError, TaskTimeoutError, WorkerLostError, WorkerTooLargeError
+from serving.threads import ThreadPool
 from serving.worker import HandlerSpec
 
 HANDLER = """
@@ -334,3 +335,27 @@ def test_inline_pool_answers_and_closes() -> None:
     pool.close(drain_s=1)
     assert echo.closed
     assert pool.status().broken
+
+
+def test_thread_pool_gives_each_thread_a_handler_of_its_own() -> None:
+    """Calls of two threads must not share a handler, `everywhere` must reach all, and closing must close all."""
+    handlers: list[Echo] = []
+
+    class Slow(Echo):
+        def who(self) -> int:
+            time.sleep(0.05)
+            return id(self)
+
+    def build() -> Echo:
+        handlers.append(Slow())
+        return handlers[-1]
+
+    pool = ThreadPool(name="threads", size=2, build=build)
+    futures = [pool.submit("who", timeout_s=1) for _ in range(6)]
+    assert {future.result(timeout=10) for future in futures} == {id(one) for one in handlers}
+    assert len({future.result(timeout=10) for future in pool.everywhere("who", timeout_s=1)}) == 2
+    assert pool.status().busy == 0
+    pool.close(drain_s=1)
+    assert all(one.closed for one in handlers)
+    with pytest.raises(PoolBrokenError):
+        pool.submit("who", timeout_s=1)
