@@ -120,9 +120,11 @@ class FeatureSettings(BaseSettings):
 
 
 class PoolKind(StrEnum):
-    """process: supervised worker processes. inline: threads of the server itself, for tests and tiny machines."""
+    """process: supervised worker processes. thread: inference on threads of the server, each with a model of its own.
+    inline: everything on threads of the server, for tests and tiny machines."""
 
     PROCESS = "process"
+    THREAD = "thread"
     INLINE = "inline"
 
 
@@ -141,6 +143,15 @@ class ServingSettings(BaseSettings):
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1_024)
     body_timeout_s: float = Field(default=30.0, gt=0, description="Time that a request's body has to arrive.")
     max_in_flight: int = Field(default=64, ge=1, description="Requests at work at once; more are answered 503.")
+    batch_window_ms: float = Field(
+        default=0.0, ge=0, le=100, description="Time that a small request waits for others while a worker is free."
+    )
+    overload_ms: int = Field(
+        default=1_000, ge=1, description="Expected wait for a worker above which requests are answered 503."
+    )
+    worker_memory_mb: int = Field(
+        default=4_096, ge=0, description="Resident memory above which a worker is replaced between tasks; 0 never."
+    )
     deadline_ms: int = Field(default=2_000, ge=1, description="Longest wait for missing features of one request.")
     score_timeout_ms: int = Field(default=5_000, ge=1, description="Longest time for one inference task.")
     refresh_timeout_ms: int = Field(default=60_000, ge=1, description="Longest time for one feature task.")
@@ -151,6 +162,9 @@ class ServingSettings(BaseSettings):
     future_skew_s: int = Field(default=300, ge=0, description="How far ahead of the clock a payment may lie.")
     decision_sample: float = Field(default=1.0, ge=0, le=1, description="Share of scores that leave a decision record.")
     decision_retention_days: int = Field(default=400, ge=0, description="Days that decisions are kept; 0 keeps all.")
+    decision_backlog_bytes: int = Field(
+        default=1 << 30, ge=1 << 20, description="Most decisions that wait on disk for their database."
+    )
     log_level: str = Field(default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
 
 

@@ -295,9 +295,9 @@ def _neighbours(
     if block is None:
         return np.empty((0, width), np.float32), np.empty(0, np.int64)
     usable = _usable(spec.view(NEIGHBOUR_VIEW), block, event_ms)
-    offsets, ids = block.lists("neighbour_ids")
-    count = np.where(usable, np.minimum(np.diff(offsets), spec.neighbours), 0)
-    edge = _ranges(offsets[:-1], count)
+    ids = block.ragged("neighbour_ids")
+    count = np.where(usable, np.minimum(np.diff(ids.offsets), spec.neighbours), 0)
+    edge = _ranges(ids.offsets[:-1], count)
     side = np.repeat(np.arange(len(count)), count)
     out = np.empty((len(edge), width), np.float32)
     amount = block.lists("neighbour_amounts")[1][edge] / 10.0**spec.base_exponent
@@ -305,7 +305,7 @@ def _neighbours(
     out[:, 0] = np.log1p(np.abs(amount))
     out[:, 1] = block.lists("neighbour_directions")[1][edge] == SENT
     out[:, 2] = np.log1p(np.maximum(gap_ms, 0) / MS_PER_S)
-    out[:, 3] = ids[edge] == other_id[side]
+    out[:, 3] = ids.equals(edge, other_id, side)
     profile = block.lists("neighbour_profile")[1].reshape(-1, NEIGHBOUR_PROFILE_SIZE)
     columns = [NEIGHBOUR_PROFILE.index(name) for name in spec.profile]
     out[:, len(EDGE_FEATURES) :] = profile[edge][:, columns]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from msgspec import UNSET
 
 from graph_features.clock import CREATED_EPOCH, to_ms
 from graph_features.schema import Cadence
 from serving.api import Degraded, Score
+from serving.decision_batch import DecisionBatch, stream_of
 from serving.models import LoadedModel
 from serving.online import instant
-from serving.predict import Row, Sheet
+from serving.predict import Sheet
 from serving.scorer import ABSENT_MS, State
 
 Role = Literal["sender", "receiver", "pair", "reverse"]
@@ -26,6 +28,9 @@ _REASONS: dict[int, Literal["missing", "stale", "future", "too_old"]] = {
     State.FUTURE: "future",
     State.TOO_OLD: "too_old",
 }
+FEW = 16
+"""So few instants are written one by one."""
+
 _CREATED_EPOCH_US = to_ms(CREATED_EPOCH) * 1_000
 
 
@@ -34,20 +39,33 @@ def scores_of(sheet: Sheet, transaction_ids: list[str], model: LoadedModel) -> l
     threshold = model.info.threshold
     as_of = _newest(sheet)
     degraded = _degraded(sheet)
+    unseen = _unseen(sheet)
+    nothing: list[str] = []
     values = sheet.score.astype(np.float64).tolist()
+    roles = list(as_of)
     return [
         Score(
             transaction_id=transaction_id,
             fraud_score=value,
             threshold=threshold,
             decision="flag" if value >= threshold else "pass",
-            features_as_of={role: as_of[role][at] for role in as_of},
-            unseen=[role for role, row in (("sender", at), ("receiver", at + len(sheet))) if row in sheet.unseen],
+            features_as_of=dict(zip(roles, instants, strict=True)),
+            unseen=unseen.get(at, nothing),
             degraded=degraded.get(at, []),
             explanation=sheet.explanation.get(at, UNSET),
         )
-        for at, (transaction_id, value) in enumerate(zip(transaction_ids, values, strict=True))
+        for at, (transaction_id, value, instants) in enumerate(
+            zip(transaction_ids, values, zip(*as_of.values(), strict=True), strict=True)
+        )
     ]
+
+
+def _unseen(sheet: Sheet) -> dict[int, list[str]]:
+    """By payment which of its accounts were never seen."""
+    out: dict[int, list[str]] = {}
+    for row in sorted(sheet.unseen):
+        out.setdefault(row % len(sheet), []).append("receiver" if row >= len(sheet) else "sender")
+    return out
 
 
 def _newest(sheet: Sheet) -> dict[str, list[str | None]]:
@@ -59,7 +77,18 @@ def _newest(sheet: Sheet) -> dict[str, list[str | None]]:
             continue
         newest = sheet.as_of_ms[views].max(axis=0)
         for role, part in zip(roles, np.split(newest, 2), strict=True):
-            out[role] = [None if ms == ABSENT_MS else instant(ms) for ms in part.tolist()]
+            out[role] = _instants(part)
+    return out
+
+
+def _instants(ms: npt.NDArray[np.int64]) -> list[str | None]:
+    """Epoch milliseconds as `serving.online.instant` writes them, null where there is none."""
+    if len(ms) < FEW:
+        return [None if one == ABSENT_MS else instant(one) for one in ms.tolist()]
+    texts = np.datetime_as_string(ms.view("datetime64[ms]")).tolist()
+    out: list[str | None] = [f"{text.removesuffix('.000')}Z" for text in texts]
+    for row in np.flatnonzero(ms == ABSENT_MS).tolist():
+        out[row] = None
     return out
 
 
@@ -81,46 +110,40 @@ def _degraded(sheet: Sheet) -> dict[int, list[Degraded]]:
     return out
 
 
-def decision_rows(
-    sheet: Sheet, table: pa.Table, scores: list[Score], model: LoadedModel, *, request_id: str, scored_at_ms: int
-) -> list[dict[str, Any]]:
-    """One record per payment for the decision log: enough to compute the score again from the offline store."""
-    events = sheet.transactions.event_ms.tolist()
-    inputs = table.drop_columns(["event_timestamp"]).to_pylist()
-    return [
-        {
-            "transaction_id": score.transaction_id,
-            "request_id": request_id,
-            "scored_at_ms": scored_at_ms,
-            "event_timestamp_ms": event_ms,
-            "model_name": model.ref.name,
-            "model_version": model.ref.version,
-            "model_alias": model.ref.alias,
-            "feature_hash": model.info.feature_hash,
-            "fraud_score": score.fraud_score,
-            "threshold": score.threshold,
-            "decision": score.decision,
-            "inputs": {name: value for name, value in given.items() if value is not None},
-            "rows": _rows_used(sheet, at),
-            "unseen": score.unseen,
-            "degraded": [
-                {"role": item.role, "view": item.view, "reason": item.reason, "cause": item.cause}
-                for item in score.degraded
-            ],
-        }
-        for at, (score, event_ms, given) in enumerate(zip(scores, events, inputs, strict=True))
-    ]
+def decision_batch(
+    sheet: Sheet,
+    table: pa.Table,
+    scores: list[Score],
+    model: LoadedModel,
+    *,
+    request_id: str,
+    scored_at_ms: int,
+    kept: list[int] | None = None,
+) -> DecisionBatch:
+    """The records of a request for the decision log, or of the payments at the positions `kept`."""
+    payments = np.arange(len(sheet)) if kept is None else np.array(kept, np.int64)
+    rows = slice(None) if kept is None else np.concatenate([payments, payments + len(sheet)])
+    as_of_ms = sheet.as_of_ms[:, rows]
+    sequence = np.where(as_of_ms == ABSENT_MS, 0, sheet.created_us[:, rows] - _CREATED_EPOCH_US)
+    chosen = scores if kept is None else [scores[at] for at in kept]
+    return DecisionBatch(
+        request_id=request_id,
+        scored_at_ms=scored_at_ms,
+        model_name=model.ref.name,
+        model_version=model.ref.version,
+        model_alias=model.ref.alias,
+        feature_hash=model.info.feature_hash,
+        threshold=model.info.threshold,
+        payments=stream_of(table if kept is None else table.take(payments)),
+        score=sheet.score[payments].tobytes(),
+        views=[view.name for view in sheet.views],
+        roles=[ROLES[view.entity] for view in sheet.views],
+        as_of_ms=as_of_ms.tobytes(),
+        sequence=sequence.tobytes(),
+        unseen={at: list(score.unseen) for at, score in enumerate(chosen) if score.unseen},
+        degraded={at: [_found(item) for item in score.degraded] for at, score in enumerate(chosen) if score.degraded},
+    )
 
 
-def _rows_used(sheet: Sheet, payment: int) -> dict[str, dict[str, list[int] | None]]:
-    """Per role and view [as_of in ms, ingest sequence] of the row that was used, null where there was none."""
-    out: dict[str, dict[str, list[int] | None]] = {}
-    for at, view in enumerate(sheet.views):
-        for role, row in zip(ROLES[view.entity], (payment, payment + len(sheet)), strict=True):
-            out.setdefault(role, {})[view.name] = _version(sheet, at, row)
-    return out
-
-
-def _version(sheet: Sheet, at: int, row: Row) -> list[int] | None:
-    as_of_ms = int(sheet.as_of_ms[at, row])
-    return None if as_of_ms == ABSENT_MS else [as_of_ms, int(sheet.created_us[at, row]) - _CREATED_EPOCH_US]
+def _found(item: Degraded) -> dict[str, str | None]:
+    return {"role": item.role, "view": item.view, "reason": item.reason, "cause": item.cause}

@@ -16,12 +16,14 @@ from serving.engineering import FeatureEngineering
 from serving.graph_sync import GraphSync
 from serving.inference import own_environment
 from serving.jobs import Jobs
+from serving.journal import DecisionJournal
 from serving.metrics import Metrics
 from serving.models import ModelFollower
 from serving.payments import Payments
 from serving.pool import InlinePool, Pool, ProcessPool
 from serving.predict import Predictor
 from serving.services import Services, Stores
+from serving.threads import ThreadPool
 from serving.worker import HandlerSpec
 from training import registry
 
@@ -46,7 +48,7 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
     stores = LazyStores(platform)
     stores.records.create_schema()
     stores.graph.create_schema()
-    decisions = DecisionLog(open_engine(platform))
+    decisions = _decisions(platform, settings)
     decisions.start()
     metrics = Metrics()
     inference = _pool(platform, settings, "inference", settings.workers or platform.workers)
@@ -74,6 +76,8 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
             shard_rows=settings.shard_rows,
             score_timeout_s=settings.score_timeout_ms / 1e3,
             deadline_s=settings.deadline_ms / 1e3,
+            batch_window_s=settings.batch_window_ms / 1e3,
+            overload_s=settings.overload_ms / 1e3,
         ),
         follower=ModelFollower(
             name=settings.model_name,
@@ -95,7 +99,19 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
     )
 
 
+def _decisions(platform: PlatformSettings, settings: ServingSettings) -> DecisionJournal:
+    shipper = _pool(platform, settings, "decisions", 1)
+    shipper.on_start("lower_priority")
+    return DecisionJournal(
+        DecisionLog(open_engine(platform)),
+        platform.home / "decisions",
+        shipper,
+        max_bytes=settings.decision_backlog_bytes,
+    )
+
+
 _HANDLERS = {
+    "decisions": "serving.shipping:DecisionShipper",
     "inference": "serving.inference:InferenceWorker",
     "features": "serving.engineer:FeatureWorker",
     "jobs": "serving.jobs:JobWorker",
@@ -104,7 +120,10 @@ _HANDLERS = {
 
 def _pool(platform: PlatformSettings, settings: ServingSettings, name: str, size: int) -> Pool:
     spec = HandlerSpec(target=_HANDLERS[name], args=(platform, own_environment()))
+    make: Callable[[], object] = spec.build
+    if settings.pool is PoolKind.THREAD and name == "inference":
+        return ThreadPool(name=name, size=size, build=make)
     if settings.pool is PoolKind.INLINE:
-        make: Callable[[], object] = spec.build
         return InlinePool(name=name, size=1 if name == "inference" else size, build=make)
-    return ProcessPool(name=name, size=size, spec=spec, preload=PRELOADED)
+    memory_mb = 0 if name == "jobs" else settings.worker_memory_mb
+    return ProcessPool(name=name, size=size, spec=spec, preload=PRELOADED, memory_mb=memory_mb)

@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from graph_features.errors import StoreUnavailableError
 from graph_features.settings import PlatformSettings, PostgresSettings, Profile, load
+from serving.decision_batch import DecisionBatch
 
 SCHEMA = "ringfence"
 WRITE_TIMEOUT_S = 5.0
@@ -87,6 +88,7 @@ class DecisionLog:
         self._engine = engine
         self._metadata = sa.MetaData(schema=SCHEMA if engine.dialect.name == "postgresql" else None)
         self.table = _table(self._metadata)
+        self.segments = sa.Table("decision_segments", self._metadata, sa.Column("name", sa.Text, primary_key=True))
         self._waiting: queue.SimpleQueue[tuple[list[dict[str, Any]], Future[None]] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_loop, name="decisions", daemon=True)
         self._started = False
@@ -94,6 +96,12 @@ class DecisionLog:
 
     def start(self) -> None:
         """Create what is missing in the database and begin to write."""
+        self.create()
+        self._writer.start()
+        self._started = True
+
+    def create(self) -> None:
+        """Create what is missing in the database."""
         try:
             with self._engine.begin() as connection:
                 if self._metadata.schema:
@@ -101,8 +109,29 @@ class DecisionLog:
             self._metadata.create_all(self._engine)
         except sa.exc.SQLAlchemyError as error:
             raise _unavailable(error) from error
-        self._writer.start()
-        self._started = True
+
+    def store_segment(self, name: str, rows: Sequence[dict[str, Any]]) -> int:
+        """Store the rows of a journal's segment and its name in one transaction; 0 where it was stored before."""
+        try:
+            with self._engine.begin() as connection:
+                known = sa.select(self.segments.c.name).where(self.segments.c.name == name)
+                if connection.execute(known).first() is not None:
+                    return 0
+                connection.execute(sa.insert(self.segments), [{"name": name}])
+                self._insert(connection, rows)
+        except sa.exc.SQLAlchemyError as error:
+            raise _unavailable(error) from error
+        return len(rows)
+
+    def _insert(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
+        if connection.dialect.name == "postgresql":
+            copy_rows(connection, self.table, rows)
+        elif rows:
+            connection.execute(sa.insert(self.table), list(rows))
+
+    def write_batch(self, batch: DecisionBatch) -> Future[None]:
+        """Write the decisions of a request; the future ends when they are committed."""
+        return self.write(batch.rows())
 
     def write(self, rows: Sequence[dict[str, Any]]) -> Future[None]:
         """Write `rows`, all or none; the future ends when they are committed."""
@@ -211,6 +240,30 @@ class DecisionLog:
                 done.set_result(None)
             else:
                 done.set_exception(failure)
+
+
+def copy_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows with COPY, which takes PostgreSQL a fraction of what single INSERTs do."""
+    columns = [column.name for column in table.columns if column.name != "id"]
+    json = {column.name for column in table.columns if isinstance(column.type, sa.JSON)}
+    names = ", ".join(f'"{name}"' for name in columns)
+    driver: Any = connection.connection.driver_connection
+    try:
+        with (
+            driver.cursor() as cursor,
+            cursor.copy(f'COPY "{table.schema}"."{table.name}" ({names}) FROM STDIN') as copy,
+        ):
+            for row in rows:
+                copy.write_row([_to_json(row[name]) if name in json else row[name] for name in columns])
+    except driver_errors() as error:
+        raise sa.exc.DBAPIError("COPY", None, error) from error
+
+
+def driver_errors() -> tuple[type[Exception], ...]:
+    """What the PostgreSQL driver raises."""
+    import psycopg
+
+    return (psycopg.Error,)
 
 
 def _unavailable(error: sa.exc.SQLAlchemyError) -> StoreUnavailableError:

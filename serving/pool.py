@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any, Protocol
 
+from serving.memory import MB
 from serving.slots import START_TIMEOUT_S, PoolBrokenError, Shared, Slot, Task, WorkerLostError
+from serving.watch import Watcher
 from serving.worker import Call, HandlerSpec
 
 
@@ -39,10 +41,13 @@ class PoolStatus:
 
 
 class Pool(Protocol):
-    """Runs a handler's methods somewhere else."""
+    """Runs a handler's methods somewhere else, as many at once as its size."""
 
-    def submit(self, method: str, *args: Any, timeout_s: float) -> Future[Any]:
-        """Call `method` on any worker's handler."""
+    name: str
+    size: int
+
+    def submit(self, method: str, *args: Any, timeout_s: float, hang_s: float | None = None) -> Future[Any]:
+        """Call `method` on any worker's handler, once more where the first worker dies or says nothing for `hang_s`."""
 
     def everywhere(self, method: str, *args: Any, timeout_s: float) -> list[Future[Any]]:
         """Call `method` on every worker's handler."""
@@ -59,17 +64,24 @@ class Pool(Protocol):
 class ProcessPool:
     """`size` worker processes; each is fed, watched and replaced by a thread of its own."""
 
-    def __init__(self, *, name: str, size: int, spec: HandlerSpec, preload: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *, name: str, size: int, spec: HandlerSpec, preload: tuple[str, ...] = (), memory_mb: int = 0
+    ) -> None:
         self.name = name
         self.size = size
         self._shared = Shared()
+        self._watcher = Watcher(name)
         context = _context(preload)
-        self._slots = [Slot(f"{name}-{number}", self._shared, spec, context) for number in range(size)]
+        self._slots = [
+            Slot(f"{name}-{number}", self._shared, spec, context, self._watcher, memory_mb * MB)
+            for number in range(size)
+        ]
         for slot in self._slots:
             slot.start()
 
-    def submit(self, method: str, *args: Any, timeout_s: float) -> Future[Any]:
-        task = Task(call=Call(method=method, args=args), future=Future(), deadline=time.monotonic() + timeout_s)
+    def submit(self, method: str, *args: Any, timeout_s: float, hang_s: float | None = None) -> Future[Any]:
+        call, deadline = Call(method=method, args=args), time.monotonic() + timeout_s
+        task = Task(call=call, future=Future(), deadline=deadline, hang_s=hang_s)
         with self._shared.changed:
             self._check_open()
             self._shared.queue.append(task)
@@ -128,6 +140,7 @@ class ProcessPool:
             task.fail(WorkerLostError("The server is stopping."))
         for slot in self._slots:
             slot.stop()
+        self._watcher.close()
 
     def _check_open(self) -> None:
         if self._shared.closing:
@@ -157,7 +170,13 @@ class InlinePool:
         self._handler = build()
         self._closed = False
 
-    def submit(self, method: str, *args: Any, timeout_s: float) -> Future[Any]:  # noqa: ARG002 - threads cannot be ended
+    def submit(
+        self,
+        method: str,
+        *args: Any,
+        timeout_s: float,  # noqa: ARG002 - threads cannot be ended
+        hang_s: float | None = None,  # noqa: ARG002
+    ) -> Future[Any]:
         if self._closed:
             raise PoolBrokenError(f"{self.name}: the server is stopping")
         function: Callable[..., Any] = getattr(self._handler, method)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +12,19 @@ import numpy.typing as npt
 from graph_features.input_spec import InputSpec
 from graph_features.schema import Cadence, EntityKey, ViewSchema
 from graph_features.tuples import TransactionColumns
+from serving.admission import Admission
 from serving.api import Explanation
+from serving.batching import Batcher
 from serving.engineering import Cause, FeatureEngineering, Moment, PackedRows
 from serving.models import LoadedModel
 from serving.pool import Pool
-from serving.scorer import ABSENT_MS, Shard, ShardScores, State
+from serving.scorer import ABSENT_MS, ModelRef, Shard, ShardScores, State
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
+
+FIRST_ATTEMPT = 0.4
+"""Share of a scoring task's time after which its worker counts as hung; the rest is for another one."""
 
 Row = int
 """A row position, 0 to 2B - 1; see serving.scorer."""
@@ -121,22 +125,36 @@ class Predictor:
         shard_rows: int,
         score_timeout_s: float,
         deadline_s: float,
-        clock: Callable[[], float] | None = None,
+        batch_rows: int = 0,
+        batch_window_s: float = 0.0,
+        overload_s: float = math.inf,
     ) -> None:
         self._pool = pool
         self._engineering = engineering
         self._shard_rows = shard_rows
         self._score_timeout_s = score_timeout_s
         self._deadline_s = deadline_s
-        self._clock = clock
+        self.admission = Admission(limit_s=overload_s)
+        self._batcher = Batcher(
+            self._submit, workers=pool.size, max_rows=batch_rows or shard_rows, window_s=batch_window_s
+        )
 
     async def score(self, model: LoadedModel, transactions: TransactionColumns, *, explain: bool = False) -> Sheet:
         """Score payments in their order; what could not be had in time is left in `state` and `causes`."""
         sheet = Sheet.blank(model.info.inputs, transactions)
+        payments = len(sheet)
+        among = self.admission.enter(payments)
+        try:
+            return await self._scored(model, sheet, explain, among)
+        finally:
+            self.admission.leave(payments)
+
+    async def _scored(self, model: LoadedModel, sheet: Sheet, explain: bool, among: int) -> Sheet:
         loop_time = asyncio.get_running_loop().time
         begun = loop_time()
         await self._infer(model, sheet, np.arange(len(sheet)), explain)
         scored = loop_time()
+        self.admission.observe(scored - begun, among=among)
         for renew in (True, False):
             changed = await self._engineer(sheet, renew=renew, deadline=begun + self._deadline_s)
             if not changed:
@@ -150,7 +168,7 @@ class Predictor:
         n_shards = -(-len(payments) // self._shard_rows)
         parts = np.array_split(payments, n_shards)
         results: list[ShardScores] = await asyncio.gather(
-            *(self._submit(model, sheet.shard(part, explain=explain)) for part in parts)
+            *(self._batcher.score(model.ref, sheet.shard(part, explain=explain)) for part in parts)
         )
         for part, result in zip(parts, results, strict=True):
             sheet.fill(part, result)
@@ -159,9 +177,11 @@ class Predictor:
             longest = max(getattr(result, stage) for result in results)
             sheet.stage_ms[name] = sheet.stage_ms.get(name, 0.0) + longest
 
-    async def _submit(self, model: LoadedModel, shard: Shard) -> Any:
-        future = self._pool.submit("score", model.ref, shard, timeout_s=self._score_timeout_s)
-        return await asyncio.wrap_future(future)
+    async def _submit(self, model: ModelRef, shard: Shard) -> ShardScores:
+        timeout_s = self._score_timeout_s
+        future = self._pool.submit("score", model, shard, timeout_s=timeout_s, hang_s=timeout_s * FIRST_ATTEMPT)
+        scores: ShardScores = await asyncio.wrap_future(future)
+        return scores
 
     async def _engineer(self, sheet: Sheet, *, renew: bool, deadline: float) -> set[int]:
         """Route 1: get what is not available; return the payments for which something has changed.

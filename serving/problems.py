@@ -22,6 +22,7 @@ from graph_features.errors import (
     StoreUnavailableError,
     UnknownFeatureError,
 )
+from serving.admission import BusyError
 from serving.api import Problem, Rejected
 from serving.slots import PoolBrokenError, TaskTimeoutError, WorkerLostError
 
@@ -67,6 +68,7 @@ _STATUSES: tuple[tuple[type[RingfenceError], int, str, str], ...] = (
     (NotFoundError, 404, "not-found", "Not found"),
     (SlowBodyError, 408, "slow-body", "Request timeout"),
     (ConflictError, 409, "conflict", "Conflict"),
+    (BusyError, 503, "overloaded", "Overloaded"),
     (OverloadedError, 503, "overloaded", "Overloaded"),
     (ModelError, 503, "no-model", "No model"),
     (StoreUnavailableError, 503, "store-unavailable", "A store does not answer"),

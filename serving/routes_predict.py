@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
@@ -14,7 +14,7 @@ from graph_features.errors import InvalidInputError
 from graph_features.tuples import TransactionColumns
 from serving import openapi
 from serving.api import DecisionsReply, ModelName, PredictReply, PredictRequest, Routes, Score
-from serving.assemble import decision_rows, scores_of
+from serving.assemble import decision_batch, scores_of
 from serving.models import LoadedModel
 from serving.online import instant
 from serving.parse import check_batch, decode, read_body
@@ -60,8 +60,12 @@ async def predict(request: Request) -> Response:
     ids = rows.table["transaction_id"].to_pylist()
     scores = scores_of(sheet, ids, model)
     scored = time.perf_counter()
-    records = decision_rows(sheet, rows.table, scores, model, request_id=request_id(request), scored_at_ms=scored_at_ms)
-    await _record(services, records)
+    kept = _sampled(services.settings.decision_sample, len(sheet))
+    if kept is None or kept:
+        batch = decision_batch(
+            sheet, rows.table, scores, model, request_id=request_id(request), scored_at_ms=scored_at_ms, kept=kept
+        )
+        await asyncio.wrap_future(services.decisions.write_batch(batch))
     done = time.perf_counter()
     timing = {
         "parse": (parsed - begun) * 1e3,
@@ -83,19 +87,17 @@ async def predict(request: Request) -> Response:
     )
 
 
-async def _record(services: Services, records: list[dict[str, Any]]) -> None:
-    sample = services.settings.decision_sample
-    kept = records if sample >= 1 else [record for record in records if random.random() < sample]
-    if kept:
-        await asyncio.wrap_future(services.decisions.write(kept))
+def _sampled(share: float, count: int) -> list[int] | None:
+    """Positions of the payments whose decision is recorded; None is all."""
+    return None if share >= 1 else [at for at in range(count) if random.random() < share]
 
 
 def _count(services: Services, scores: list[Score], model: LoadedModel, timing: dict[str, float]) -> None:
     metrics = services.metrics
     for stage, value in timing.items():
         metrics.stage_seconds.labels(stage).observe(value / 1e3)
-    for decision in ("flag", "pass"):
-        count = sum(score.decision == decision for score in scores)
+    flagged = sum(score.decision == "flag" for score in scores)
+    for decision, count in (("flag", flagged), ("pass", len(scores) - flagged)):
         metrics.scores.labels(model.ref.version, decision).inc(count)
     for score in scores:
         for item in score.degraded:

@@ -9,9 +9,10 @@ those of the senders and then of the receivers, or of the pairs (sender, receive
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -83,6 +84,9 @@ class Shard:
     complete: dict[str, list[int]] = field(default_factory=dict)
     explain: bool = False
 
+    def __len__(self) -> int:
+        return len(self.transactions)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardScores:
@@ -153,18 +157,15 @@ class ShardScorer:
 
     def _read(
         self, spec: InputSpec, transactions: TransactionColumns
-    ) -> tuple[list[list[bytes | None]], dict[EntityKey, str]]:
+    ) -> tuple[list[Sequence[bytes | None]], dict[EntityKey, str]]:
         """Rows in the order of row_requests, every key asked for once."""
         wanted = row_requests(spec, transactions)
         distinct = {view.entity: list(dict.fromkeys(keys)) for view, keys in wanted}
         found, pending = self._online.read_with_pending(
             [(view, distinct[view.entity]) for view, _ in wanted], [key for keys in distinct.values() for key in keys]
         )
-        place = {entity: {key: at for at, key in enumerate(keys)} for entity, keys in distinct.items()}
-        values = [
-            [group[place[view.entity][key]] for key in keys] for (view, keys), group in zip(wanted, found, strict=True)
-        ]
-        return values, pending
+        spread = {view.entity: _spread(distinct[view.entity], keys) for view, keys in wanted}
+        return [spread[view.entity](group) for (view, _), group in zip(wanted, found, strict=True)], pending
 
     def _bundle(self, model: ModelRef) -> Bundle:
         key = (model.version, model.path)
@@ -174,6 +175,18 @@ class ShardScorer:
             while len(self._bundles) > MODELS_KEPT:
                 del self._bundles[next(iter(self._bundles))]
         return bundle
+
+
+def _spread(
+    distinct: Sequence[EntityKey], keys: Sequence[EntityKey]
+) -> Callable[[Sequence[bytes | None]], Sequence[bytes | None]]:
+    """What turns values of the distinct keys into values of all keys."""
+    if len(distinct) == len(keys):
+        return lambda values: values
+    place = {key: at for at, key in enumerate(distinct)}
+    # With a single place itemgetter gives the value itself, not a tuple of one.
+    places = [place[key] for key in keys]
+    return itemgetter(*places) if len(places) > 1 else lambda values: [values[places[0]]]
 
 
 def check_scores(scores: Float32, model: ModelRef) -> None:
@@ -211,8 +224,9 @@ def judge(
     payer_known = np.ones(len(event_ms), np.bool_)
     for at, ((view, keys), stored) in enumerate(zip(wanted, values, strict=True)):
         given = shard.overrides.get(view.name, {})
-        block = RowBlock.from_packed(view, [given.get(row, value) for row, value in enumerate(stored)])
-        block = of_encoder(block, spec.encoder)
+        if given:
+            stored = [given.get(row, value) for row, value in enumerate(stored)]
+        block = of_encoder(RowBlock.from_packed(view, stored), spec.encoder)
         state[at] = _states(view, keys, block, event_ms, pending)
         if view.cadence is Cadence.EVENT:
             marked = _marked(keys, pending)
@@ -220,10 +234,11 @@ def judge(
                 payer_known &= block.present & ~marked
             else:
                 state[at, ~block.present & ~marked & payer_known] = 0
-            renewed = shard.complete.get(view.entity, [])
-            state[at, [row for row in renewed if not block.present[row]]] = 0
-            # What was computed for this very payment speaks for its instant, whatever the store has.
-            state[at, list(given)] = 0
+            if renewed := shard.complete.get(view.entity):
+                state[at, [row for row in renewed if not block.present[row]]] = 0
+            if given:
+                # What was computed for this very payment speaks for its instant, whatever the store has.
+                state[at, list(given)] = 0
         unknown = np.flatnonzero(state[at] == State.MISSING)
         if view.cadence is Cadence.EVENT and len(unknown):
             block = _as_unknown(block, unknown)

@@ -22,6 +22,7 @@ from serving.engineering import FeatureEngineering
 from serving.graph_sync import GraphSync
 from serving.health import Health, Resource, pool_ping
 from serving.jobs import Jobs
+from serving.journal import DecisionJournal
 from serving.metrics import Metrics
 from serving.models import ModelFollower
 from serving.payments import Payments
@@ -59,7 +60,7 @@ class Services:
     graph_sync: GraphSync
     predictor: Predictor
     follower: ModelFollower
-    decisions: DecisionLog
+    decisions: DecisionLog | DecisionJournal
     jobs: Jobs
     metrics: Metrics
     close_stores: Callable[[], None] = lambda: None

@@ -11,12 +11,15 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from graph_features.errors import ModelError, RingfenceError, SchemaMismatchError, StoreUnavailableError
+from serving.memory import resident_bytes
+from serving.watch import Watcher
 from serving.worker import Call, HandlerSpec, Reply, worker_main
 
 log = logging.getLogger("ringfence.serving.pool")
@@ -26,7 +29,10 @@ MAX_ATTEMPTS = 2
 
 _FAILURES_UNTIL_BROKEN = 5
 _LONGEST_BACKOFF_S = 5.0
-_IDLE_CHECK_S = 0.2
+_MEMORY_CHECK_S = 0.5
+_FAR_ABOVE = 2
+"""A worker so many times above its limit is ended at work: it would take the machine with it."""
+
 _PIPE_TIMEOUT_S = 5
 START_TIMEOUT_S = 180.0
 _REBUILT = {error.__name__: error for error in (StoreUnavailableError, SchemaMismatchError, ModelError)}
@@ -44,6 +50,10 @@ class TaskTimeoutError(RingfenceError):
     """A task did not end in its time."""
 
 
+class WorkerTooLargeError(RingfenceError):
+    """A task took more memory than its worker may hold; send less at once."""
+
+
 class TaskError(RingfenceError):
     """A task failed inside its worker: the server's log has the traceback."""
 
@@ -53,6 +63,9 @@ class Task:
     call: Call
     future: Future[Any]
     deadline: float
+    hang_s: float | None = None
+    """Time of a first attempt, where that is less than all: a worker that hangs leaves time for another."""
+
     attempts: int = 0
     fresh: bool = True
 
@@ -66,6 +79,13 @@ class Task:
             return False
         self.attempts += 1
         return True
+
+    @property
+    def give_up(self) -> float:
+        """When the present attempt has hung."""
+        if self.hang_s is None or self.attempts >= MAX_ATTEMPTS:
+            return self.deadline
+        return min(self.deadline, time.monotonic() + self.hang_s)
 
     def fail(self, error: RingfenceError) -> None:
         if self.fresh and not self.future.set_running_or_notify_cancel():
@@ -107,7 +127,15 @@ class Shared:
 class Slot(threading.Thread):
     """Keeps one worker process alive and hands it one task after the other."""
 
-    def __init__(self, name: str, shared: Shared, spec: HandlerSpec, context: ForkServerContext | SpawnContext) -> None:
+    def __init__(
+        self,
+        name: str,
+        shared: Shared,
+        spec: HandlerSpec,
+        context: ForkServerContext | SpawnContext,
+        watcher: Watcher,
+        memory_limit: int,
+    ) -> None:
         super().__init__(name=name, daemon=True)
         self.inbox: deque[Task] = deque()
         self.pid: int | None = None
@@ -115,6 +143,8 @@ class Slot(threading.Thread):
         self._shared = shared
         self._spec = spec
         self._context = context
+        self._watcher = watcher
+        self._memory_limit = memory_limit
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
@@ -163,13 +193,24 @@ class Slot(threading.Thread):
         with self._shared.changed:
             self.pid = process.pid
             self._shared.alive += 1
+        self._watcher.watch(process.sentinel, partial(self._ended, process))
         log.info("worker started", extra={"worker": self.name, "worker_pid": process.pid})
 
-    def _next_task(self) -> Task | None:
+    def _ended(self, process: BaseProcess) -> None:
+        """The watcher saw this process end: it counts no more, and the slot's thread wakes to replace it."""
         with self._shared.changed:
-            if not self.inbox and not self._shared.queue and not self._shared.closing:
-                self._shared.changed.wait(_IDLE_CHECK_S)
-            if self._shared.closing:
+            if process is self._process and self.pid is not None:
+                self.pid = None
+                self._shared.alive -= 1
+            self._shared.changed.notify_all()
+
+    def _next_task(self) -> Task | None:
+        """The next task; None when there is none because the worker has ended or the pool closes."""
+        with self._shared.changed:
+            self._shared.changed.wait_for(
+                lambda: self.inbox or self._shared.queue or self._shared.closing or self.pid is None
+            )
+            if self._shared.closing or self.pid is None:
                 return None
             if self.inbox:
                 return self.inbox.popleft()
@@ -182,7 +223,7 @@ class Slot(threading.Thread):
         self.busy = True
         try:
             self._pipe.send(task.call)
-            reply = self._receive(task.deadline)
+            reply = self._receive(task.give_up, watched=True)
         except (OSError, EOFError):
             self._lost("worker died at work")
             self._retry(task, WorkerLostError())
@@ -190,18 +231,34 @@ class Slot(threading.Thread):
             self._kill()
             self._lost("worker hung")
             self._retry(task, error)
+        except WorkerTooLargeError as error:
+            self._kill()
+            self._lost("worker far above its memory limit")
+            self._retry(task, error)
         else:
             self._worked()
             task.finish(reply)
+            self._replace_if_large()
         finally:
             self.busy = False
 
-    def _receive(self, deadline: float) -> Reply:
+    def _receive(self, deadline: float, *, watched: bool = False) -> Reply:
         assert self._pipe is not None
-        if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
-            raise TaskTimeoutError
+        while not self._pipe.poll(max(0.0, min(_MEMORY_CHECK_S, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                raise TaskTimeoutError
+            if watched and self._memory_limit and self._memory() > _FAR_ABOVE * self._memory_limit:
+                raise WorkerTooLargeError
         reply: Reply = self._pipe.recv()
         return reply
+
+    def _memory(self) -> int:
+        return 0 if self.pid is None else resident_bytes(self.pid)
+
+    def _replace_if_large(self) -> None:
+        """Between tasks: a worker that has leaked up to its limit is replaced."""
+        if self._memory_limit and self._memory() > self._memory_limit:
+            self._lost("worker above its memory limit", failed=False)
 
     def _retry(self, task: Task, error: RingfenceError) -> None:
         with self._shared.changed:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from graph_features.errors import SchemaMismatchError, UnknownFeatureError
 from graph_features.schema import DType, ViewSchema
-from graph_features.stores.codec import Columns, from_table, unpack
+from graph_features.stores.codec import Columns, Ragged, from_table, unpack
 from graph_features.stores.heads import Bool, Float32, Int64, float32_of
 
 if TYPE_CHECKING:
@@ -105,9 +105,13 @@ class RowBlock:
 
     def lists(self, name: str) -> tuple[Int64, npt.NDArray[Any]]:
         """Return offsets int64[n + 1] and values of a list feature, empty for null or absent; strings as objects."""
-        self._position(name, DType.INT64_LIST, DType.FLOAT64_LIST, DType.STRING_LIST)
-        ragged = self.columns.lists[name]
+        ragged = self.ragged(name)
         return ragged.offsets, ragged.values
+
+    def ragged(self, name: str) -> Ragged:
+        """Return a list feature as it is kept: strings may not have been decoded yet."""
+        self._position(name, DType.INT64_LIST, DType.FLOAT64_LIST, DType.STRING_LIST)
+        return self.columns.lists[name]
 
     def take(self, rows: npt.NDArray[np.integer[Any]]) -> RowBlock:
         """Return the block of these rows, in this order; a row may come several times."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +58,50 @@ class Ragged:
         """Return the lists of these rows, in this order."""
         offsets = _offsets(np.diff(self.offsets)[rows])
         return Ragged(offsets=offsets, values=self.values[_spread(self.offsets[:-1][rows], offsets)])
+
+    def equals(self, places: Int64, others: npt.NDArray[np.object_], which: Int64) -> Bool:
+        """Return where the items at `places` are the same as `others[which]`, one by one."""
+        return np.asarray(self.values[places] == others[which], np.bool_)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedTexts(Ragged):
+    """n lists of texts still packed: text i is UTF-8 in bytes `first[i]` to `last[i]` of `buffer`; decoded when asked.
+
+    Serving compares thousands of ids with a few others and needs none of them itself.
+    """
+
+    values: npt.NDArray[Any] = field(init=False, repr=False)
+    buffer: Int64
+    first: Int64
+    last: Int64
+
+    def __getattr__(self, name: str) -> npt.NDArray[Any]:
+        # Only called while `values` has not been made.
+        if name != "values":
+            raise AttributeError(name)
+        decoded = _strings(self.buffer, self.first, self.last)
+        object.__setattr__(self, "values", decoded)
+        return decoded
+
+    def equals(self, places: Int64, others: npt.NDArray[np.object_], which: Int64) -> Bool:
+        texts = [None if one is None else one.encode("utf-8", "surrogatepass") for one in others.tolist()]
+        sizes = np.array([-1 if text is None else len(text) for text in texts], np.int64)
+        first, size = self.first[places], self.last[places] - self.first[places]
+        same = size == sizes[which]
+        # Ids differ in their last letter more often than in their first.
+        octets_of, tails = self.buffer.view(np.uint8), np.array([text[-1] if text else 0 for text in texts], np.uint8)
+        rows = np.flatnonzero(same & (size > 0))
+        same[rows] = octets_of[self.last[places[rows]] - 1] == tails[which[rows]]
+        rows = rows[same[rows]]
+        if len(rows):
+            wanted = np.array([text or b"" for text in texts], np.bytes_)
+            octets = np.arange(wanted.dtype.itemsize)
+            beyond = octets >= size[rows, None]
+            given = octets_of[np.where(beyond, 0, first[rows, None] + octets)]
+            letters = wanted.view(np.uint8).reshape(len(texts), -1)[which[rows]]
+            same[rows] = ((given == letters) | beyond).all(axis=1)
+        return np.asarray(same, np.bool_)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +337,7 @@ def _unpack_list(dtype: DType, slot: Int64, buffer: Int64, at: Int64, rows: Int6
     limit = np.repeat(slot[rows] >> 32, counts[rows])
     text = np.repeat(at * WORD + 4 * counts[rows], counts[rows])
     first, last = text + np.minimum(within, limit), text + np.minimum(within + sizes, limit)
-    return Ragged(offsets=offsets, values=_strings(buffer, first, last))
+    return PackedTexts(offsets=offsets, buffer=buffer, first=first, last=last)
 
 
 def _strings(buffer: Int64, first: Int64, last: Int64) -> npt.NDArray[np.object_]:

@@ -15,6 +15,8 @@ def encode_key(key: EntityKey) -> bytes:
 
     The number of parts, then every part but the last behind its own length: ("a", "b") is b"21:ab".
     """
+    if len(key) == 1:
+        return b"1" + key[0].encode("utf-8", "surrogatepass")
     return join_parts([part.encode("utf-8", "surrogatepass") for part in key])
 
 

@@ -99,7 +99,14 @@ class RedisOnlineStore:
 
         The marks are read first: a row that is renewed in between may be taken for pending, never the reverse.
         """
-        names = [name for view, wanted in requests for name in row_keys(self._project, view.name, wanted)]
+        # Views of one entity ask for the same keys: each list is encoded once.
+        ends: dict[int, list[bytes]] = {}
+        names: list[bytes] = []
+        for view, wanted in requests:
+            if id(wanted) not in ends:
+                ends[id(wanted)] = [encode_key(key) for key in wanted]
+            prefix = row_prefix(self._project, view.name)
+            names += [prefix + end for end in ends[id(wanted)]]
         fields = [encode_key(key) for key in keys]
         with self._answering():
             found, values = self._link.get_with_fields(self._pending_hash, fields, names)

@@ -13,7 +13,8 @@ import pytest
 
 from graph_features.errors import StoreUnavailableError
 from serving.pool import InlinePool, ProcessPool
-from serving.slots import PoolBrokenError, TaskError, TaskTimeoutError, WorkerLostError
+from serving.slots import PoolBrokenError, TaskError, TaskTimeoutError, WorkerLostError, WorkerTooLargeError
+from serving.threads import ThreadPool
 from serving.worker import HandlerSpec
 
 HANDLER = """
@@ -57,6 +58,21 @@ class Handler:
     def stop_self(self, n_bytes):
         os.kill(os.getpid(), signal.SIGSTOP)
 
+    def hang_once(self, name):
+        marker = self.folder / name
+        if not marker.exists():
+            marker.touch()
+            time.sleep(60)
+        return "alive"
+
+    def leak(self, megabytes):
+        self.hoard = bytearray(b"x") * (megabytes << 20)
+        return os.getpid()
+
+    def leak_and_sleep(self, megabytes):
+        self.leak(megabytes)
+        time.sleep(60)
+
     def unavailable(self):
         raise StoreUnavailableError("the store is away")
 
@@ -79,9 +95,9 @@ def make_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeP
     monkeypatch.syspath_prepend(tmp_path)
     pools: list[ProcessPool] = []
 
-    def make(size: int = 1) -> ProcessPool:
+    def make(size: int = 1, memory_mb: int = 0) -> ProcessPool:
         spec = HandlerSpec(target="pool_test_handler:Handler", args=(str(tmp_path),))
-        pools.append(ProcessPool(name="test", size=size, spec=spec))
+        pools.append(ProcessPool(name="test", size=size, spec=spec, memory_mb=memory_mb))
         return pools[-1]
 
     yield make
@@ -266,6 +282,34 @@ def test_cancelled_call_is_not_run(make_pool: MakePool) -> None:
     assert ask(pool, "greeted") == "nobody"
 
 
+def test_a_hung_first_attempt_leaves_time_for_another(make_pool: MakePool) -> None:
+    """A worker that hangs must cost its call the first attempt's time, not its answer."""
+    pool = make_pool()
+    pool.wait_ready()
+    begun = time.monotonic()
+    assert pool.submit("hang_once", "hung", timeout_s=60, hang_s=0.3).result(timeout=60) == "alive"
+    assert time.monotonic() - begun < 30
+    assert (pool.status().restarts, pool.status().retries) == (1, 1)
+
+
+def test_a_worker_that_leaks_is_replaced_between_calls(make_pool: MakePool) -> None:
+    """A worker above its memory limit must answer, and then make room for a new one."""
+    pool = make_pool(memory_mb=150)
+    worker = ask(pool, "pid")
+    assert ask(pool, "leak", 200) == worker
+    until(lambda: pool.status().restarts == 1 and pool.status().alive == 1)
+    assert ask(pool, "pid") != worker
+
+
+def test_a_worker_that_outgrows_the_machine_is_ended(make_pool: MakePool) -> None:
+    """A call that takes far more than the limit must be ended, twice, and fail; the pool goes on."""
+    pool = make_pool(memory_mb=60)
+    with pytest.raises(WorkerTooLargeError):
+        pool.submit("leak_and_sleep", 300, timeout_s=60).result(timeout=60)
+    assert pool.status().restarts == 2
+    assert ask(pool, "greet", "Ada") == "Ada"
+
+
 class Echo:
     def __init__(self) -> None:
         self.closed = False
@@ -291,3 +335,27 @@ def test_inline_pool_answers_and_closes() -> None:
     pool.close(drain_s=1)
     assert echo.closed
     assert pool.status().broken
+
+
+def test_thread_pool_gives_each_thread_a_handler_of_its_own() -> None:
+    """Calls of two threads must not share a handler, `everywhere` must reach all, and closing must close all."""
+    handlers: list[Echo] = []
+
+    class Slow(Echo):
+        def who(self) -> int:
+            time.sleep(0.05)
+            return id(self)
+
+    def build() -> Echo:
+        handlers.append(Slow())
+        return handlers[-1]
+
+    pool = ThreadPool(name="threads", size=2, build=build)
+    futures = [pool.submit("who", timeout_s=1) for _ in range(6)]
+    assert {future.result(timeout=10) for future in futures} == {id(one) for one in handlers}
+    assert len({future.result(timeout=10) for future in pool.everywhere("who", timeout_s=1)}) == 2
+    assert pool.status().busy == 0
+    pool.close(drain_s=1)
+    assert all(one.closed for one in handlers)
+    with pytest.raises(PoolBrokenError):
+        pool.submit("who", timeout_s=1)

@@ -1,0 +1,306 @@
+"""The journal of decisions: every score is on disk before it is answered, and in the database soon after.
+
+A reply waits for one write and one fdatasync that all requests of the moment share, never for the database: when that
+is slow or away, scoring goes on, and what was decided waits here. Segments are files of frames (length, CRC-32,
+content); a closed segment is handed to a shipper (serving.shipping), which stores all of it and its name in one
+transaction, so that a segment that is shipped twice is stored once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import queue
+import secrets
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from graph_features.errors import RingfenceError, StoreUnavailableError
+from serving.decision_batch import DecisionBatch
+from serving.decisions import DecisionLog
+from serving.pool import Pool
+
+log = logging.getLogger("ringfence.serving.journal")
+
+ROTATE_BYTES = 8 << 20
+SHIP_EVERY_S = 0.2
+SHIP_TIMEOUT_S = 60.0
+RETRY_S = 2.0
+FIND_TIMEOUT_S = 5.0
+_FRAME = struct.Struct("<II")
+_BATCH, _ROWS = b"B", b"R"
+_LARGEST_GROUP = 256
+
+Item = tuple[bytes, Future[None]]
+
+
+class DecisionJournal:
+    """A DecisionLog whose writes end when they are on this machine's disk.
+
+    `folder` may be shared by several servers: each has a folder of its own below, and takes over those of the dead.
+    """
+
+    def __init__(self, log_: DecisionLog, folder: Path, shipper: Pool, *, max_bytes: int) -> None:
+        self._log = log_
+        self._root = folder
+        self._shipper = shipper
+        self._max_bytes = max_bytes
+        self._waiting: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._lock = threading.Condition()
+        self._closed_segments: list[Path] = []
+        self._current: _Segment | None = None
+        self._backlog = 0
+        self._problem = ""
+        self._created = False
+        self._closing = False
+        self._writer = threading.Thread(target=self._write_loop, name="journal", daemon=True)
+        self._ship = threading.Thread(target=self._ship_loop, name="journal-shipper", daemon=True)
+        self._wanted = threading.Event()
+
+    def start(self) -> None:
+        """Take over what dead servers left behind and begin to write."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._own = self._root / secrets.token_hex(8)
+        self._own.mkdir()
+        self._held = _hold(self._own)
+        self._adopt()
+        self._writer.start()
+        self._ship.start()
+
+    # ------------------------------------------------------------ writing
+
+    def write_batch(self, batch: DecisionBatch) -> Future[None]:
+        """Write the decisions of a request; the future ends when they are on disk."""
+        return self._put(_BATCH + batch.to_bytes())
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> Future[None]:
+        """Write records, all or none; the future ends when they are on disk."""
+        return self._put(_ROWS + msgspec.msgpack.encode(list(rows)))
+
+    def _put(self, content: bytes) -> Future[None]:
+        done: Future[None] = Future()
+        if self._closing:
+            done.set_exception(StoreUnavailableError("the server is stopping"))
+        elif self._backlog + len(content) > self._max_bytes:
+            done.set_exception(
+                StoreUnavailableError(
+                    f"{self._backlog} bytes of decisions wait for their database ({self._problem or 'it is slow'}); "
+                    "no more are taken until it answers"
+                )
+            )
+        else:
+            self._waiting.put((content, done))
+        return done
+
+    def _write_loop(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group, stop = [first], False
+            while len(group) < _LARGEST_GROUP and not stop:
+                try:
+                    following = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    stop = True
+                else:
+                    group.append(following)
+            self._write_group(group)
+            if stop:
+                return
+
+    def _write_group(self, group: list[Item]) -> None:
+        data = b"".join(_framed(content) for content, _ in group)
+        failure: StoreUnavailableError | None = None
+        with self._lock:
+            try:
+                if self._current is None:
+                    self._current = _Segment(self._own)
+                self._current.append(data)
+                self._backlog += len(data)
+                if self._current.size >= ROTATE_BYTES:
+                    self._rotate()
+            except OSError as error:
+                failure = StoreUnavailableError(f"the journal of decisions cannot be written: {error.strerror}")
+        self._wanted.set()
+        for _, done in group:
+            if failure is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
+
+    def _rotate(self) -> None:
+        if self._current is not None:
+            self._closed_segments.append(self._current.close())
+            self._current = None
+
+    # ------------------------------------------------------------ shipping
+
+    def _ship_loop(self) -> None:
+        while True:
+            # Nothing to do until something is written; then a little time for more to come along.
+            self._wanted.wait()
+            self._wanted.clear()
+            if not self._closing:
+                time.sleep(SHIP_EVERY_S)
+            self._ship_all()
+            if self._closing and not self._writer.is_alive():
+                return
+
+    def _ship_all(self) -> None:
+        with self._lock:
+            self._rotate()
+        while self._closed_segments:
+            segment = self._closed_segments[0]
+            try:
+                self._shipper.submit("ship", str(segment), timeout_s=SHIP_TIMEOUT_S).result()
+            except RingfenceError as error:
+                if str(error) != self._problem:
+                    log.warning("decisions wait", extra={"error": str(error), "bytes": self._backlog})
+                self._problem = str(error)
+                if self._closing:
+                    return
+                time.sleep(RETRY_S)
+                continue
+            self._forget(segment)
+
+    def _forget(self, segment: Path) -> None:
+        size = segment.stat().st_size
+        segment.unlink()
+        with self._lock:
+            self._problem = ""
+            self._closed_segments.pop(0)
+            self._backlog -= size
+            self._lock.notify_all()
+        if segment.parent != self._own and not any(segment.parent.glob("*.journal")):
+            _remove(segment.parent)
+
+    def _adopt(self) -> None:
+        """Segments of servers that are no more, oldest first."""
+        for folder in sorted(self._root.iterdir()):
+            if folder == self._own or not folder.is_dir() or (held := _hold(folder)) is None:
+                continue
+            os.close(held)
+            found = sorted(folder.glob("*.journal"))
+            self._closed_segments += found
+            self._backlog += sum(path.stat().st_size for path in found)
+            if not found:
+                _remove(folder)
+        if self._closed_segments:
+            log.info("decisions taken over", extra={"segments": len(self._closed_segments), "bytes": self._backlog})
+            self._wanted.set()
+
+    # ------------------------------------------------------------ reading, and what else a DecisionLog does
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes that are on disk here and not yet in the database."""
+        return self._backlog
+
+    def find(self, transaction_id: str, *, limit: int = 100) -> list[dict[str, Any]]:
+        """Decisions on one transaction, newest first, what was written until now included."""
+        self._wanted.set()
+        with self._lock:
+            self._rotate()
+            mine = set(self._closed_segments)
+            if not self._lock.wait_for(lambda: mine.isdisjoint(self._closed_segments), FIND_TIMEOUT_S):
+                raise StoreUnavailableError(f"decisions wait for their database: {self._problem or 'it is slow'}")
+        if not self._created:
+            self._log.create()
+            self._created = True
+        return self._log.find(transaction_id, limit=limit)
+
+    def purge(self, *, before_ms: int) -> int:
+        """Delete decisions made before `before_ms`; return how many there were."""
+        return self._log.purge(before_ms=before_ms)
+
+    def ping(self) -> dict[str, Any]:
+        """Raise StoreUnavailableError unless decisions are taken; say how much waits for the database."""
+        if not self._writer.is_alive():
+            raise StoreUnavailableError("the writer of decisions has stopped; restart the server")
+        if self._backlog >= self._max_bytes:
+            raise StoreUnavailableError(f"the journal of decisions is full: {self._problem or 'its database is slow'}")
+        return {"backlog_bytes": self._backlog, "problem": self._problem}
+
+    def close(self) -> None:
+        """Write what waits, hand it over if the database answers, and stop; the next start takes over what is left."""
+        self._closing = True
+        if self._writer.is_alive():
+            self._waiting.put(None)
+            self._writer.join(timeout=10)
+            self._wanted.set()
+            self._ship.join(timeout=SHIP_TIMEOUT_S)
+            os.close(self._held)  # type: ignore[arg-type]
+            if not any(self._own.glob("*.journal")):
+                _remove(self._own)
+        self._shipper.close()
+        self._log.close()
+
+
+class _Segment:
+    """A journal file that is being written."""
+
+    def __init__(self, folder: Path) -> None:
+        # Named by the time and a random part: the name is what tells in the database that it was stored.
+        self.path = folder / f"{time.time_ns():020d}-{secrets.token_hex(4)}.journal"
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self.size = 0
+
+    def append(self, data: bytes) -> None:
+        """Write and sync; what a full disk cut short is taken back."""
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._file, view) :]
+            os.fdatasync(self._file)
+        except OSError:
+            os.ftruncate(self._file, self.size)
+            os.lseek(self._file, self.size, os.SEEK_SET)
+            raise
+        self.size += len(data)
+
+    def close(self) -> Path:
+        os.close(self._file)
+        return self.path
+
+
+def _framed(content: bytes) -> bytes:
+    return _FRAME.pack(len(content), zlib.crc32(content)) + content
+
+
+def read_segment(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """Yield the records of each write in a segment; ends before a frame that a crash cut short."""
+    data = path.read_bytes()
+    at = 0
+    while at + _FRAME.size <= len(data):
+        length, checksum = _FRAME.unpack_from(data, at)
+        content = data[at + _FRAME.size : at + _FRAME.size + length]
+        if len(content) < length or zlib.crc32(content) != checksum:
+            return
+        kind, body = content[:1], content[1:]
+        yield DecisionBatch.from_bytes(body).rows() if kind == _BATCH else msgspec.msgpack.decode(body)
+        at += _FRAME.size + length
+
+
+def _hold(folder: Path) -> int | None:
+    """Hold the folder's lock until the descriptor is closed or this process ends; None where another process does."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove(folder: Path) -> None:
+    (folder / "lock").unlink(missing_ok=True)
+    folder.rmdir()

@@ -1,0 +1,176 @@
+"""The journal of decisions: on disk before the reply, in the database once, whatever is killed or away in between."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graph_features.errors import StoreUnavailableError
+from graph_features.settings import PlatformSettings
+from serving import journal
+from serving.decisions import DecisionLog, open_engine
+from serving.journal import DecisionJournal, read_segment
+from serving.pool import InlinePool
+from serving.shipping import DecisionShipper
+
+RECORD = {
+    "request_id": "r", "scored_at_ms": 1_000, "event_timestamp_ms": 500, "model_name": "ringfence",
+    "model_version": "1", "model_alias": "champion", "feature_hash": "h", "fraud_score": 0.25, "threshold": 0.5,
+    "decision": "pass", "inputs": {"sender_id": "a"}, "rows": {"sender": {"activity": [1, 2]}}, "unseen": [],
+    "degraded": [],
+}  # fmt: skip
+
+
+def records(*ids: str) -> list[dict[str, Any]]:
+    return [{**RECORD, "transaction_id": one} for one in ids]
+
+
+class Shipper(DecisionShipper):
+    """The real one, that can be told that its database is away, or to die after it has stored everything."""
+
+    def __init__(self, platform: PlatformSettings) -> None:
+        super().__init__(platform, {})
+        self.away = threading.Event()
+        self.forgetful = False
+
+    def ship(self, segment: str) -> int:
+        if self.away.is_set():
+            raise StoreUnavailableError("the database is away")
+        stored = super().ship(segment)
+        if self.forgetful:
+            self.forgetful = False
+            raise StoreUnavailableError("the answer was lost")
+        return stored
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[DecisionJournal, Shipper]]]:
+    """make(max_bytes=...): a journal and its shipper over one folder and one database."""
+    monkeypatch.setattr(journal, "RETRY_S", 0.02)
+    platform = PlatformSettings(home=tmp_path)
+    made: list[tuple[DecisionJournal, Shipper]] = []
+
+    def start(*, max_bytes: int = 1 << 20) -> tuple[DecisionJournal, Shipper]:
+        shipper = Shipper(platform)
+        pool = InlinePool(name="decisions", size=1, build=lambda: shipper)
+        one = DecisionJournal(DecisionLog(open_engine(platform)), tmp_path / "decisions", pool, max_bytes=max_bytes)
+        one.start()
+        made.append((one, shipper))
+        return one, shipper
+
+    yield start
+    for one, shipper in made:
+        shipper.away.clear()
+        one.close()
+
+
+Make = Callable[..., tuple[DecisionJournal, Shipper]]
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.journal"))
+
+
+def test_written_is_found_and_leaves_no_file(make: Make, tmp_path: Path) -> None:
+    """A record is found right after its write, once, and its segment is removed."""
+    one, _ = make()
+    futures = [one.write(records(f"t{at}")) for at in range(50)]
+    for future in futures:
+        future.result(timeout=10)
+    (found,) = one.find("t7")
+    assert {name: found[name] for name in RECORD} == RECORD
+    assert one.find("t50") == []
+    assert segments(tmp_path) == []
+    assert one.backlog_bytes == 0
+
+
+def test_writes_go_on_while_the_database_is_away(make: Make) -> None:
+    """Without its database the journal takes records and says so; when it is back, all are there."""
+    one, shipper = make()
+    shipper.away.set()
+    for at in range(5):
+        one.write(records(f"t{at}")).result(timeout=10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "FIND_TIMEOUT_S", 0.3)
+        with pytest.raises(StoreUnavailableError, match="the database is away"):
+            one.find("t1")
+    assert one.ping()["backlog_bytes"] > 0
+    shipper.away.clear()
+    assert [len(one.find(f"t{at}")) for at in range(5)] == [1] * 5
+    assert one.ping() == {"backlog_bytes": 0, "problem": ""}
+
+
+def test_a_segment_shipped_twice_is_stored_once(make: Make) -> None:
+    """When the answer of the database is lost, the segment is sent again, and its records are there once."""
+    one, shipper = make()
+    shipper.forgetful = True
+    one.write(records("t1")).result(timeout=10)
+    assert len(one.find("t1")) == 1
+    assert not shipper.forgetful
+
+
+def test_what_a_dead_server_left_is_taken_over(make: Make, tmp_path: Path) -> None:
+    """Segments whose server is gone are stored by the next one, a last frame that was cut short excepted."""
+    dead = tmp_path / "decisions" / "dead"
+    dead.mkdir(parents=True)
+    whole = journal._framed(b"R" + journal.msgspec.msgpack.encode(records("kept")))
+    cut = journal._framed(b"R" + journal.msgspec.msgpack.encode(records("cut")))[:-3]
+    (dead / "00000000000000000001-ab.journal").write_bytes(whole + cut)
+    one, _ = make()
+    assert len(one.find("kept")) == 1
+    assert one.find("cut") == []
+    one.close()
+    assert list((tmp_path / "decisions").iterdir()) == []
+
+
+def test_a_living_server_keeps_its_own(make: Make, tmp_path: Path) -> None:
+    """A second server must leave alone what the first one still writes."""
+    one, shipper = make()
+    shipper.away.set()
+    one.write(records("t1")).result(timeout=10)
+    two, _ = make()
+    assert two.backlog_bytes == 0
+    assert two.find("t1") == []
+    shipper.away.clear()
+    assert len(one.find("t1")) == 1
+
+
+def test_a_full_journal_refuses(make: Make) -> None:
+    """Beyond its limit the journal takes nothing more, instead of filling the disk."""
+    one, shipper = make(max_bytes=2_000)
+    shipper.away.set()
+    outcomes = [one.write(records(f"t{at}")).exception(timeout=10) for at in range(100)]
+    refused = [str(error) for error in outcomes if error is not None]
+    assert 0 < len(refused) < 100
+    assert "no more are taken" in refused[0]
+    shipper.away.clear()
+    one.find("t0")
+    one.write(records("later")).result(timeout=10)
+    assert len(one.find("later")) == 1
+
+
+def test_a_full_disk_costs_one_write(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that the disk refuses half way fails alone: what was cut short is taken back."""
+    one, shipper = make()
+    shipper.away.set()
+    one.write(records("before")).result(timeout=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", _no_space)
+        future: Future[None] = one.write(records("refused"))
+        with pytest.raises(StoreUnavailableError, match="No space left"):
+            future.result(timeout=10)
+    one.write(records("after")).result(timeout=10)
+    (ids,) = [[row["transaction_id"] for write in read_segment(path) for row in write] for path in segments(tmp_path)]
+    assert ids in (["before", "after"], ["after"])
+    shipper.away.clear()
+    assert [len(one.find(name)) for name in ("before", "refused", "after")] == [1, 0, 1]
+
+
+def _no_space(descriptor: int) -> None:
+    raise OSError(28, os.strerror(28))
