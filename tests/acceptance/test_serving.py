@@ -163,6 +163,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         # A busy machine must not make these tests say that something is degraded.
         "RINGFENCE_SERVING_DEADLINE_MS": "60000",
         "RINGFENCE_SERVING_SCORE_TIMEOUT_MS": "60000",
+        "RINGFENCE_SERVING_OVERLOAD_MS": "60000",
         "RINGFENCE_SERVING_DRAIN_S": "60",
         "OMP_NUM_THREADS": "1",
     }

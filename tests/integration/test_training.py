@@ -278,7 +278,8 @@ def test_a_model_of_other_features_never_comes_into_service(
     registry = Registry.open(platform.home)
     before = registry.version_of("ringfence", "champion")
     assert report.version is not None
-    other = next(version.version for version in registry.versions("ringfence") if version.version != before)
+    others = (str(version.version) for version in registry.versions("ringfence"))
+    other = next(version for version in others if version != before)
     monkeypatch.setenv("RINGFENCE_FEATURE_RING_WINDOW_S", "86400")
     for force in (False, True):
         refused = promote_model(platform, version=other, force=force, settings=SETTINGS)
