@@ -140,6 +140,7 @@ class ServingSettings(BaseSettings):
     feature_workers: int = Field(default=1, ge=1, le=256, description="Workers that compute missing features.")
     shard_rows: int = Field(default=200, ge=1, le=10_000, description="Transactions per inference task.")
     max_batch: int = Field(default=1_000, ge=1, le=100_000, description="Most transactions or rows in one request.")
+    max_explained: int = Field(default=50, ge=1, description="Most transactions in one request with explain.")
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1_024)
     body_timeout_s: float = Field(default=30.0, gt=0, description="Time that a request's body has to arrive.")
     max_in_flight: int = Field(default=64, ge=1, description="Requests at work at once; more are answered 503.")

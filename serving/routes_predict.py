@@ -51,6 +51,9 @@ async def predict(request: Request) -> Response:
     begun = time.perf_counter()
     asked = decode(await read_body(request, services.settings), PredictRequest)
     check_batch("transactions", asked.transactions, services.settings.max_batch)
+    if asked.explain and len(asked.transactions) > services.settings.max_explained:
+        few = f"at most {services.settings.max_explained} transactions with explain"
+        raise InvalidInputError(field="transactions", expected=few, got=len(asked.transactions))
     scored_at_ms = services.clock_ms()
     rows = services.payments.transactions(asked.transactions, now_ms=scored_at_ms)
     model = services.follower.require()

@@ -21,6 +21,8 @@ from graph_features.jobs.runner import JobContext, JobRunner
 from graph_features.jobs.schedule import check_schedule, run_schedule
 from graph_features.jobs.schedule_file import ScheduledJob, read_schedule
 from graph_features.jobs.ticks import Ticks
+from infra.model_jobs import model_kinds
+from infra.retention import retention_kinds
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "schedule.example.yaml"
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -33,9 +35,15 @@ def ticks(zone: str = "UTC", **values: Any) -> Ticks:
 
 def test_the_example_file_is_valid(ledger: Any, make_stores: Any) -> None:
     """The documented example must be accepted as it stands, kinds and parameters included."""
-    kinds = feature_kinds(make_stores()) | dict.fromkeys(("train", "evaluate", "retention"), lambda _: None)
+    nowhere: Any = None  # what a kind works on is asked for when it runs
+    kinds = feature_kinds(make_stores()) | model_kinds(nowhere) | retention_kinds(nowhere)
     schedule = check_schedule(EXAMPLE, JobRunner(ledger=ledger, handlers=kinds))
     assert {job.kind for job in schedule.jobs} >= {"sync_graph", "materialize", "slices", "backfill", "train"}
+    (retrain,) = [job for job in schedule.jobs if job.name == "retrain"]
+    assert retrain.parameters["promote"]
+    retrain.parameters["gates"]["largest_score_shift"] = 2
+    with pytest.raises(InvalidInputError, match=r"gates\.largest_score_shift"):
+        JobRunner(ledger=ledger, handlers=kinds).check_parameters("train", retrain.parameters)
 
 
 @pytest.mark.parametrize(

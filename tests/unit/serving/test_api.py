@@ -95,6 +95,18 @@ def test_explain_says_what_moved_the_score(run_app: Any, payment: Any) -> None:
     assert all(set(one) == {"role", "feature", "value", "ordinary", "effect"} for one in found["features"])
 
 
+def test_explain_is_for_few_payments(run_app: Any, payment: Any) -> None:
+    """More payments with explain than the limit are refused by name; as many without it are scored."""
+    client, _ = run_app(max_explained=2)
+    batch = [{**payment, "transaction_id": f"t{at}"} for at in range(3)]
+    reply = client.post("/predict", json={"transactions": batch, "explain": True})
+    assert (reply.status_code, reply.json()["field"]) == (400, "transactions")
+    assert "at most 2 transactions with explain" in reply.json()["detail"]
+    assert client.post("/predict", json={"transactions": batch}).status_code == 200
+    few = client.post("/predict", json={"transactions": batch[:2], "explain": True}).json()["scores"]
+    assert all(score["explanation"]["groups"] for score in few)
+
+
 def test_fine_times_are_truncated_with_a_notice(run_app: Any, payment: Any) -> None:
     """Microseconds are cut off, and the reply says so."""
     client, _ = run_app()
