@@ -209,8 +209,12 @@ class Reference:
         ordinary = [(p, at, party) for p, at, party in known if not self.unusual(account, p, side)]
         row |= {f"ordinary_{name}": value for name, value in self.run(ordinary).items()}
         frauds = [p.ts_ms for p, _, party in ordinary if party is not None]
+        genuine = [p.ts_ms for p, _, party in ordinary if party is None]
         row["ordinary_fraud_count"] = len(frauds)
         row["last_ordinary_fraud_timestamp"] = max(frauds, default=None)
+        row["last_ordinary_genuine_timestamp"] = max(genuine, default=None)
+        other = genuine if row["ordinary_run_is_fraud"] else frauds
+        row["ordinary_run_gap"] = (row["ordinary_run_start_timestamp"] - other[-1]) / 1_000 if other else None
         return row
 
     @staticmethod
