@@ -130,11 +130,24 @@ def labelled_payments(
 ) -> LabelledPayments:
     """Return the period's transactions with their labels as of the cut; see `build_dataset`."""
     everything = records.read_all(before_ms=max(end_ms, label_cut_ms))
-    table = everything.transactions
-    event_ms = _ms(table["event_timestamp"])
-    table = table.filter(pa.array((event_ms >= start_ms) & (event_ms < end_ms)))
+    return labelled(
+        everything.transactions,
+        everything.labels,
+        start_ms=start_ms,
+        end_ms=end_ms,
+        label_cut_ms=label_cut_ms,
+        maturity_s=maturity_s,
+    )
+
+
+def labelled(
+    transactions: pa.Table, labels: pa.Table, *, start_ms: int, end_ms: int, label_cut_ms: int, maturity_s: int
+) -> LabelledPayments:
+    """Do what `labelled_payments` does on stored tables."""
+    event_ms = _ms(transactions["event_timestamp"])
+    table = transactions.filter(pa.array((event_ms >= start_ms) & (event_ms < end_ms)))
     table = table.sort_by([("event_timestamp", "ascending"), ("transaction_id", "ascending")])
-    known, is_fraud = _labels_at(table["transaction_id"], everything.labels, label_cut_ms)
+    known, is_fraud = _labels_at(table["transaction_id"], labels, label_cut_ms)
     mature = label_cut_ms - _ms(table["event_timestamp"]) >= maturity_s * 1_000
     kept = known | mature
     return LabelledPayments(

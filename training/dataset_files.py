@@ -167,4 +167,6 @@ def _from_arrow(table: pa.Table) -> Dataset:
 def _matrix(column: pa.FixedSizeListArray) -> npt.NDArray[np.float32]:
     width = column.type.list_size
     values = column.values.to_numpy(zero_copy_only=False)
-    return np.asarray(values[column.offset * width : (column.offset + len(column)) * width], np.float32).reshape(-1, width)
+    return np.asarray(values[column.offset * width : (column.offset + len(column)) * width], np.float32).reshape(
+        -1, width
+    )

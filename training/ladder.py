@@ -6,7 +6,7 @@ A network that is not better than trees on the same features has no reason to be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,7 +53,7 @@ class Workshop:
     known: Dataset
     validation_from_ms: int
     settings: TrainingSettings
-    trees: TreeSettings = TreeSettings()
+    trees: TreeSettings = field(default_factory=TreeSettings)
 
     @cached_property
     def _parts(self) -> tuple[Dataset, Dataset]:

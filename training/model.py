@@ -23,6 +23,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     from torch_geometric.nn import MessagePassing
 
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What rebuilds the network; saved beside its weights.

@@ -82,9 +82,8 @@ class Trees:
         if table.names != self.names:
             raise ModelError(f"the trees were fitted on {len(self.names)} columns, got {len(table.names)} others")
         x = table.x[:, self.kept]
-        return np.mean([booster.inplace_predict(x, predict_type="margin") for booster in self.boosters], axis=0).astype(
-            np.float64
-        )
+        margins = [booster.inplace_predict(x, predict_type="margin") for booster in self.boosters]
+        return np.asarray(np.mean(margins, axis=0), np.float64)
 
     def gain(self) -> dict[str, float]:
         """Share of the total gain that each column brought, largest first."""
