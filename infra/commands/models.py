@@ -124,10 +124,17 @@ def evaluate(
     protocol: ProtocolOption = "all",
     scenarios: ScenariosOption = None,
     scores: Annotated[Path | None, typer.Option(help="Write each payment's score to this Parquet file.")] = None,
+    ladder: Annotated[bool, typer.Option(help="Fit and measure every kind of model on the same rows instead.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Score a period with a model, through the same tuples as in serving, and measure it on the labels."""
     from graph_features.settings import PlatformSettings, load
+
+    if ladder:
+        from infra.commands.ladder import show_ladder
+
+        show_ladder(from_, to, version=version, label_cut=label_cut, protocol=protocol, json_=json_)
+        return
     from training.assess import evaluate_model
     from training.evaluate import protocol_named
     from training.scenarios import read_scenarios, scenario_figures

@@ -63,7 +63,7 @@ def test_what_happens_from_the_test_window_on_changes_no_prediction(
 
 
 def test_shuffled_training_labels_find_nothing(worlds: ModuleType, quick: TrainingSettings) -> None:
-    """Trees and network that learned from shuffled labels rank the test week about as chance does, others far better."""
+    """Trees and network that learned from shuffled labels rank about as chance does, with the true ones far better."""
     world = worlds.World.make()
     known, test = world.dataset(1, 9, cut_day=TEST_DAY), world.dataset(TEST_DAY, 16, cut_day=30)
     base = float(test.is_fraud.mean())
