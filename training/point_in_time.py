@@ -22,7 +22,7 @@ from graph_features.schema import Cadence, ViewSchema
 from graph_features.settings import FeatureSettings
 from graph_features.stores.blocks import RowBlock
 from graph_features.transaction import TransactionColumns
-from graph_features.tuples import InputTuples, TupleBlocks, build_tuples
+from graph_features.tuples import AccountInputs, InputTuples, TupleBlocks, build_account_inputs, build_tuples
 
 Int64 = npt.NDArray[np.int64]
 
@@ -56,6 +56,21 @@ def tuples_at(
         pairs={view.name: block(view, pair) for view in spec.pair_views},
     )
     return build_tuples(spec, transactions, blocks)
+
+
+def accounts_at(
+    spec: InputSpec, edges: EdgeTable, account_id: npt.NDArray[np.object_], *, as_of_ms: int, settings: FeatureSettings
+) -> AccountInputs:
+    """Return the inputs of accounts at one instant, at which slice views have their slice."""
+    group = edges.codes(account_id.tolist()).astype(np.int64)
+    at_ms = np.full(len(group), as_of_ms, np.int64)
+    blocks = {
+        view.name: _slice_block(view, edges, group, at_ms, np.array([as_of_ms]), settings)
+        if view.cadence is Cadence.SLICE
+        else _event_block(view, edges, group, at_ms, settings)
+        for view in spec.account_views
+    }
+    return build_account_inputs(spec, at_ms, np.full(len(group), None, dtype=object), blocks)
 
 
 def _ends(transactions: TransactionColumns) -> tuple[list[str], list[str]]:

@@ -167,6 +167,7 @@ def accounts(
     label_column: Annotated[str, typer.Option(help="Column that is true (or 1) for fraudulent accounts.")] = "is_fraud",
     prefix: Annotated[str, typer.Option(help="What the mapping puts before the id.")] = "",
     folds: Annotated[int, typer.Option(min=2)] = 5,
+    network: Annotated[bool, typer.Option("--network", help="The network's figures instead of the trees'.")] = False,
     scores: Annotated[Path | None, typer.Option(help="Write each account's score to this Parquet file.")] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -176,7 +177,14 @@ def accounts(
 
     known = read_account_labels(labels, id_column=id_column, label_column=label_column, prefix=prefix)
     with progress("accounts") as advance:
-        report = score_accounts(load(PlatformSettings), known, as_of=as_of, folds=folds, progress=advance)
+        report = score_accounts(
+            load(PlatformSettings),
+            known,
+            as_of=as_of,
+            folds=folds,
+            model="network" if network else "trees",
+            progress=advance,
+        )
     if scores is not None:
         report.write_scores(scores)
     if json_:
