@@ -2,10 +2,10 @@
 
     python -m bench.quality_accounts --data FOLDER [--only cycle fanin] [--seeds 3] [--network]
 
-FOLDER holds amlsim/20K_{cycle,fanin}200_{transactions,nodes}.parquet. Random folds are what others publish; they flatter
-every model, because members of one ring lie in several folds and give each other away. The figure by time is the honest
-one: trained on the accounts that were seen in the first half of the period, as they were then, it scores those that came
-later, as they are at the end, and knows none of their labels.
+FOLDER holds amlsim/20K_{cycle,fanin}200_{transactions,nodes}.parquet. Random folds are what others publish; they
+flatter every model, because members of one ring lie in several folds and give each other away. The figure by time is
+the honest one: trained on the accounts that were seen in the first half of the period, as they were then, it scores
+those that came later, as they are at the end, and knows none of their labels.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from training.trees import Trees, TreeSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csc_matrix, csr_matrix
 
 Bools = npt.NDArray[np.bool_]
 Float32 = npt.NDArray[np.float32]
@@ -64,12 +64,12 @@ class AccountGraph:
     @cached_property
     def partners(self) -> csr_matrix[Any]:
         """1 where either paid the other."""
-        return self.paid.maximum(self.paid.T).tocsr()
+        return cast("csr_matrix[Any]", self.paid.maximum(self.paid.T).tocsr())
 
     @cached_property
     def both_ways(self) -> csr_matrix[Any]:
         """1 where each paid the other."""
-        return self.paid.multiply(self.paid.T).tocsr()
+        return cast("csr_matrix[Any]", self.paid.multiply(self.paid.T).tocsr())
 
     @cached_property
     def common(self) -> csr_matrix[Any]:
@@ -101,7 +101,7 @@ class AccountGraph:
         return Columns(names=tuple(f"{name}_{one}" for one in SPREAD), x=np.stack(found, axis=1).astype(np.float32))
 
 
-def _sums(matrix: csr_matrix[Any]) -> Float64:
+def _sums(matrix: csr_matrix[Any] | csc_matrix[Any]) -> Float64:
     return np.asarray(matrix.sum(axis=1), np.float64).ravel()
 
 

@@ -23,15 +23,15 @@ class TreeSettings:
     tell hundreds of columns apart.
     """
 
-    rounds: int = 200
-    learning_rate: float = 0.05
+    rounds: int = 100
+    learning_rate: float = 0.1
     depth: int = 5
     rows: float = 0.8
     columns: float = 0.3
     least_weight: float = 5.0
     l2: float = 5.0
     bins: int = 2_048
-    members: int = 3
+    members: int = 1
     most_columns: int = 60
     threads: int = 1
 
