@@ -30,7 +30,6 @@ from graph_features.neighbour_spec import NEIGHBOUR_PROFILE
 from graph_features.settings import FeatureSettings, IngestSettings
 from graph_features.sources.sqlite import SqliteRecords
 from graph_features.transaction import TransactionColumns
-from graph_features.tuples import InputTuples
 from training.dataset import Dataset, labelled
 from training.dataset_files import DatasetCache, DatasetFile, DatasetKey
 from training.evaluate import unknown_senders
@@ -130,7 +129,8 @@ class Payments:
         key = DatasetKey(
             feature_hash=self.spec.feature_hash,
             spec_hash=spec_hash,
-            records=self.digest,
+            payments=self.digest,
+            rows="",
             start_ms=start_ms,
             end_ms=start_ms + WEEK_MS,
             label_cut_ms=MAX_EVENT_MS,
@@ -182,7 +182,7 @@ class Payments:
                     yield chosen
 
     def training(self, fold: Fold) -> Dataset:
-        return whole(list(self.between(fold.train_from_ms, fold.train_to_ms)))
+        return Dataset.concat(list(self.between(fold.train_from_ms, fold.train_to_ms)))
 
     def test(self, fold: Fold) -> Dataset:
         """The test week without the customers whose fraud is known by then."""
@@ -191,14 +191,3 @@ class Payments:
         since = event_ms >= fold.train_to_ms - WEEK_MS
         keep = unknown_senders(dataset, sender[since], event_ms[since], train_to_ms=fold.train_to_ms)
         return dataset.take(np.flatnonzero(keep))
-
-
-def whole(parts: list[Dataset]) -> Dataset:
-    """Put parts that follow each other in time together."""
-    return Dataset(
-        tuples=InputTuples.concat([part.tuples for part in parts]),
-        is_fraud=np.concatenate([part.is_fraud for part in parts]),
-        event_ms=np.concatenate([part.event_ms for part in parts]),
-        transaction_id=np.concatenate([part.transaction_id for part in parts]),
-        sender_id=np.concatenate([part.sender_id for part in parts]),
-    )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,11 +28,15 @@ LOCK_WAIT_S: Final = 24 * 3_600.0
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetKey:
-    """What decides every byte of a dataset. `records` names the ingested records that it was read from."""
+    """What decides every byte of a dataset: payments and their labels, the rows that they read, and how.
+
+    `payments` names the labelled payments, `rows` the state of the store that features were read from.
+    """
 
     feature_hash: str
     spec_hash: str
-    records: str
+    payments: str
+    rows: str
     start_ms: int
     end_ms: int
     label_cut_ms: int
@@ -45,23 +49,40 @@ class DatasetKey:
 
 
 class DatasetCache:
-    """One folder per dataset below `folder`. May be deleted at any time; processes may share it."""
+    """One folder per dataset below `folder`, the longest unused ones deleted above `most_bytes`.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    May be deleted at any time; processes may share it.
+    """
+
+    def __init__(self, folder: Path, *, most_bytes: int = 2**62) -> None:
+        self._folder, self._most_bytes = folder, most_bytes
 
     def get(self, key: DatasetKey, parts: Iterable[Dataset]) -> DatasetFile:
-        """Return the file of `key`, written from `parts` unless it is there. A killed writer leaves nothing behind."""
+        """Return the file of `key`, written from `parts` unless it is there; a killed writer leaves nothing.
+
+        Raises ModelError when there are no payments.
+        """
         target = self._folder / key.name()
         self._folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(self._folder / f"{key.name()}.lock", wait_s=LOCK_WAIT_S):
+        with file_lock(self._folder / "lock", wait_s=LOCK_WAIT_S):
             if not (target / ABOUT_FILE).is_file():
                 draft = target.with_suffix(".draft")
-                shutil.rmtree(draft, ignore_errors=True)
-                shutil.rmtree(target, ignore_errors=True)
+                for left in (draft, target):
+                    shutil.rmtree(left, ignore_errors=True)
                 write_dataset(draft, parts, about=vars(key))
                 draft.rename(target)
+            (target / ABOUT_FILE).touch()
+            self._trim(keep=target)
         return DatasetFile(target)
+
+    def _trim(self, *, keep: Path) -> None:
+        """Delete what was not read for longest until the rest fits; `keep` stays in any case."""
+        found = sorted(self._folder.glob(f"*/{ABOUT_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+        size = 0
+        for folder in (path.parent for path in found):
+            size += sum(path.stat().st_size for path in folder.iterdir())
+            if size > self._most_bytes and folder != keep:
+                shutil.rmtree(folder)
 
 
 def write_dataset(folder: Path, parts: Iterable[Dataset], *, about: dict[str, Any] | None = None) -> DatasetFile:
@@ -110,15 +131,7 @@ class DatasetFile:
 
     def read(self) -> Dataset:
         """Return everything."""
-        parts = list(self.parts())
-        return Dataset(
-            tuples=InputTuples.concat([part.tuples for part in parts]),
-            is_fraud=np.concatenate([part.is_fraud for part in parts]),
-            event_ms=np.concatenate([part.event_ms for part in parts]),
-            transaction_id=np.concatenate([part.transaction_id for part in parts]),
-            sender_id=np.concatenate([part.sender_id for part in parts]),
-            left_out=int(self.about["left_out"]),
-        )
+        return replace(Dataset.concat(list(self.parts())), left_out=int(self.about["left_out"]))
 
 
 def _to_arrow(part: Dataset) -> pa.Table:

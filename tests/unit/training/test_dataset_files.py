@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from graph_features.errors import ModelError
 from training.dataset import Dataset
 from training.dataset_files import DatasetCache, DatasetKey, write_dataset
 
-KEY = DatasetKey(feature_hash="f", spec_hash="s", records="r", start_ms=0, end_ms=1, label_cut_ms=2, maturity_s=3)
+KEY = DatasetKey(
+    feature_hash="f", spec_hash="s", payments="p", rows="r", start_ms=0, end_ms=1, label_cut_ms=2, maturity_s=3
+)
 
 
 def _same(one: Dataset, other: Dataset) -> None:
@@ -69,9 +72,24 @@ def test_the_cache_writes_each_content_once(tmp_path: Path, make_dataset: Any) -
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache.get(replace(KEY, records="new"), failing())
-    assert len(cache.get(replace(KEY, records="new"), parts())) == 20
+        cache.get(replace(KEY, rows="new"), failing())
+    assert len(cache.get(replace(KEY, rows="new"), parts())) == 20
     assert len(made) == 3
+
+
+def test_the_longest_unused_goes_first(tmp_path: Path, make_dataset: Any) -> None:
+    """Above the limit, what was read last stays, even alone above it."""
+    big = DatasetCache(tmp_path)
+    keys = [replace(KEY, rows=name) for name in "abc"]
+    for age, key in enumerate(keys):
+        folder = big.get(key, iter([make_dataset(50)])).folder
+        os.utime(folder / "about.json", (age, age))
+    os.utime(tmp_path / keys[0].name() / "about.json", (9, 9))
+    size = sum(path.stat().st_size for path in (tmp_path / keys[0].name()).iterdir())
+    DatasetCache(tmp_path, most_bytes=int(2.5 * size)).get(keys[0], iter(()))
+    assert [(tmp_path / key.name()).exists() for key in keys] == [True, False, True]
+    DatasetCache(tmp_path, most_bytes=1).get(keys[2], iter(()))
+    assert [(tmp_path / key.name()).exists() for key in keys] == [False, False, True]
 
 
 def test_nothing_is_no_dataset(tmp_path: Path) -> None:
