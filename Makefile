@@ -20,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME
 APART := env -u RINGFENCE_PROFILE -u RINGFENCE_RATES -u MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-stores bench-jobs chaos-jobs chaos-schedule services-up services-down lock clean
+.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-quality bench-stores bench-jobs chaos-jobs chaos-schedule services-up services-down lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ bench: bench-features bench-stores bench-jobs   ## Benchmarks against named peer
 
 bench-features: install   ## The feature engine
 	$(BIN)/python -m bench.features
+
+bench-quality: install    ## The ladder of models on the book's data: make bench-quality DATA=FOLDER
+	$(BIN)/python -m bench.quality --data $(DATA)
 
 bench-jobs: install   ## A backfill through the ledger, against feast materialize
 	$(BIN)/python -m bench.jobs

@@ -15,6 +15,7 @@ from graph_features.edges import EdgeTable, Int64
 from graph_features.kernels import sweeps
 from graph_features.kernels.sweeps import Conduct, conduct
 from graph_features.kernels.timeline import Side, timeline
+from graph_features.kernels.unusual import amount_quartiles, tried_before, unusual_amounts, unusual_before
 from graph_features.rows import AccountRows, Column
 from graph_features.schema import Cadence, DType, Renewal
 from graph_features.settings import FeatureSettings
@@ -33,6 +34,9 @@ BEHAVIOUR = View(
         "graph_features.kernels.columns",
         "graph_features.kernels.conduct",
         "graph_features.kernels.bins",
+        "graph_features.kernels.known_labels",
+        "graph_features.kernels.quartiles",
+        "graph_features.kernels.unusual",
     ),
 )
 
@@ -44,11 +48,43 @@ JUST_BELOW_PERCENT = 5
 
 HOURS_PER_DAY = 24
 
+NEWEST = (5, 20)
+"""Among how many of an account's newest payments the unusual ones are counted."""
+
 Flags = npt.NDArray[np.bool_]
 
 
 def _conduct(rows: AccountRows) -> Conduct:
     return rows.memo("conduct", lambda: conduct(rows.edges, rows.account, rows.as_of_ms))
+
+
+def _quartiles(rows: AccountRows, side: Side) -> tuple[Int64, Int64]:
+    """Return (3, n) quartiles of the amounts tried before as_of, and of how many; they mean nothing for none."""
+
+    def compute() -> tuple[Int64, Int64]:
+        start, tried = tried_before(rows.edges, side, rows.account, rows.as_of_ms)
+        some = np.flatnonzero(tried)
+        quartiles = np.zeros((3, len(rows)), np.int64)
+        quartiles[:, some] = amount_quartiles(rows.edges, side)[:, start[some] + tried[some] - 1]
+        return quartiles, tried
+
+    return rows.memo(("quartiles", side), compute)
+
+
+def _tried(rows: AccountRows, side: Side) -> tuple[Int64, Int64]:
+    """Return the entries of the timeline that were tried before as_of: the first of each row, and the end."""
+
+    def compute() -> tuple[Int64, Int64]:
+        start, tried = tried_before(rows.edges, side, rows.account, rows.as_of_ms)
+        return start, start + tried
+
+    return rows.memo(("tried", side), compute)
+
+
+def _unusual_among(rows: AccountRows, side: Side, newest: int) -> Int64:
+    before = unusual_before(rows.edges, side)
+    start, end = _tried(rows, side)
+    return np.asarray(before[end] - before[np.maximum(end - newest, start)], np.int64)
 
 
 def _attempts_that(rows: AccountRows, key: Hashable, flags: Callable[[EdgeTable], Flags]) -> Int64:
@@ -182,6 +218,44 @@ def burst_score(rows: AccountRows) -> Column:
     """Most attempts within any one hour over the mean per hour of days with attempts (UTC); null without an attempt."""
     done = _conduct(rows)
     return ratio(done.busiest_hour * done.active_days * HOURS_PER_DAY, done.attempts)
+
+
+@feature(view=BEHAVIOUR, sides=SIDES, dtype=DType.INT64, unit="minor units", range="0 or more")
+def amount_median_all(rows: AccountRows, side: Side) -> Column:
+    """Median amount of payments tried and {side}, the lower one of two; null without any."""
+    quartiles, tried = _quartiles(rows, side)
+    return known_where(quartiles[1], tried > 0)
+
+
+@feature(view=BEHAVIOUR, sides=SIDES, dtype=DType.INT64, unit="minor units", range="0 or more")
+def amount_iqr_all(rows: AccountRows, side: Side) -> Column:
+    """Upper less lower quartile of amounts tried and {side}, by nearest rank; null without any."""
+    quartiles, tried = _quartiles(rows, side)
+    return known_where(quartiles[2] - quartiles[0], tried > 0)
+
+
+@feature(view=BEHAVIOUR, sides=SIDES, dtype=DType.INT64, unit="payments", range="0 to 5", empty=0)
+def unusual_amounts_of_last_5(rows: AccountRows, side: Side) -> Column:
+    """Among the last 5 payments tried and {side}: those of unusual amount for the account then (see the guide)."""
+    return _unusual_among(rows, side, NEWEST[0])
+
+
+@feature(view=BEHAVIOUR, sides=SIDES, dtype=DType.INT64, unit="payments", range="0 to 20", empty=0)
+def unusual_amounts_of_last_20(rows: AccountRows, side: Side) -> Column:
+    """Among the last 20 payments tried and {side}: those of unusual amount for the account then (see the guide)."""
+    return _unusual_among(rows, side, NEWEST[1])
+
+
+@feature(view=BEHAVIOUR, sides=SIDES, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
+def last_unusual_amount_timestamp(rows: AccountRows, side: Side) -> Column:
+    """Time of the last payment tried and {side} of unusual amount for the account then; null without one."""
+    before, (start, end) = unusual_before(rows.edges, side), _tried(rows, side)
+    some = before[end] > before[start]
+    last_ms = np.zeros(len(rows), np.int64)
+    if some.any():
+        unusual = np.flatnonzero(unusual_amounts(rows.edges, side))
+        last_ms[some] = timeline(rows.edges, side).ts_ms[unusual[before[end[some]] - 1]]
+    return known_where(last_ms, some)
 
 
 @feature(

@@ -11,6 +11,7 @@ import numpy as np
 
 from graph_features.activity import ALL_TIME, SIDES, known_where, ratio
 from graph_features.catalog import View, feature
+from graph_features.clock import SECOND_MS
 from graph_features.edges import Int64
 from graph_features.kernels.ledgers import label_timeline, named_counterparties
 from graph_features.kernels.sweeps import LabelState, label_state
@@ -33,8 +34,8 @@ EXPOSURE = View(
         "graph_features.kernels.ledgers",
         "graph_features.kernels.known_labels",
         "graph_features.kernels.recent",
-        "graph_features.kernels.windows",
-        "graph_features.kernels.int128",
+        "graph_features.kernels.quartiles",
+        "graph_features.kernels.unusual",
     ),
 )
 
@@ -47,6 +48,15 @@ def _labels(rows: AccountRows, side: Side) -> LabelState:
         ("labels", side),
         lambda: label_state(label_timeline(rows.edges, side), rows.account, rows.as_of_ms, LABEL_WINDOWS),
     )
+
+
+def _ordinary_labels(rows: AccountRows, side: Side) -> LabelState:
+    """What is known of the payments whose amount was not unusual for the account."""
+
+    def compute() -> LabelState:
+        return label_state(label_timeline(rows.edges, side, ordinary_only=True), rows.account, rows.as_of_ms, ())
+
+    return rows.memo(("ordinary_labels", side), compute)
 
 
 def _count(rows: AccountRows, side: Side, kind: int, window: Window) -> Int64:
@@ -133,8 +143,52 @@ def run_start_timestamp(rows: AccountRows, side: Side) -> Column:
 
 @feature(view=EXPOSURE, sides=SIDES, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
 def ordinary_fraud_count(rows: AccountRows, side: Side) -> Column:
-    """Known frauds {side}, each at most mean + 2 standard deviations of those {side} before it (any, below two)."""
+    """Known frauds {side} of no unusual amount for the account (see the guide)."""
     return _labels(rows, side).ordinary_frauds
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
+def last_ordinary_fraud_timestamp(rows: AccountRows, side: Side) -> Column:
+    """Time of the last of these; null without one."""
+    labels = _ordinary_labels(rows, side)
+    return known_where(labels.last_ms[FRAUD], labels.count[FRAUD] > 0)
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
+def last_ordinary_genuine_timestamp(rows: AccountRows, side: Side) -> Column:
+    """Time of the last payment {side} that is known as genuine, of no unusual amount for the account; null without."""
+    labels = _ordinary_labels(rows, side)
+    return known_where(labels.last_ms[GENUINE], labels.count[GENUINE] > 0)
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.INT64, unit="yes 1, no 0", range="0 or 1")
+def ordinary_run_is_fraud(rows: AccountRows, side: Side) -> Column:
+    """Like {side}_run_is_fraud, of the payments of no unusual amount for the account; null without a label."""
+    labels = _ordinary_labels(rows, side)
+    return known_where(labels.run_kind, labels.run_kind >= 0)
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.INT64, unit="payments", range="0 or more", empty=0)
+def ordinary_run_length(rows: AccountRows, side: Side) -> Column:
+    """Like {side}_run_length, of the same payments."""
+    return _ordinary_labels(rows, side).run_length
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.TIMESTAMP, unit="UTC", range="before as_of")
+def ordinary_run_start_timestamp(rows: AccountRows, side: Side) -> Column:
+    """Like {side}_run_start_timestamp, of the same payments; null without a label."""
+    labels = _ordinary_labels(rows, side)
+    return known_where(labels.run_start_ms, labels.run_kind >= 0)
+
+
+@feature(view=EXPOSURE, sides=SIDES, dtype=DType.FLOAT64, unit="seconds", range="0 or more")
+def ordinary_run_gap(rows: AccountRows, side: Side) -> Column:
+    """Time from the last of the same payments with the other label to that start; null without one."""
+    labels = _ordinary_labels(rows, side)
+    other = np.where(labels.run_kind == FRAUD, GENUINE, FRAUD)
+    before_ms = np.take_along_axis(labels.last_ms, other[None, :], axis=0)[0]
+    known = np.take_along_axis(labels.count, other[None, :], axis=0)[0] > 0
+    return np.where(known, (labels.run_start_ms - before_ms) / SECOND_MS, np.nan)
 
 
 @feature(view=EXPOSURE, dtype=DType.INT64, unit="accounts", range="0 or more", empty=0)

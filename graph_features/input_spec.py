@@ -36,9 +36,9 @@ DIRECTIONS: dict[Side, str] = {"sender": "sent", "receiver": "received"}
 class HistoryFeature:
     """The payment's amount against one side's history.
 
-    ratio: amount / mean (or largest). deviation: (amount - mean) / standard deviation. percentile: rank in the
-    histogram, 0 to 1.
-    `columns` are those of `view` that it takes: (mean or max,), (mean, std) or (histogram,).
+    ratio: amount / mean (or median, or largest). deviation: (amount - mean) / standard deviation, or (amount - median)
+    / interquartile range. percentile: rank in the histogram, 0 to 1.
+    `columns` are those of `view` that it takes: (mean, median or max,), (mean, std), (median, iqr) or (histogram,).
     """
 
     name: str
@@ -241,11 +241,14 @@ def _against(view: ViewSchema, feature: FeatureSchema, side: Side, direction: st
     name = feature.name
     if name == f"{direction}_amount_histogram":
         return [_history_feature(f"amount_percentile_{side}", "percentile", side, view, (name,))]
-    for operation in ("mean", "max"):
+    for operation in ("mean", "max", "median"):
         prefix = f"{direction}_amount_{operation}_"
         if name.startswith(prefix):
             ratio = f"amount_over_{side}_{operation}_{name.removeprefix(prefix)}"
             return [_history_feature(ratio, "ratio", side, view, (name,))]
+    median = f"{direction}_amount_median_all"
+    if name == f"{direction}_amount_iqr_all" and median in view.names:
+        return [_history_feature(f"amount_ranges_above_{side}_median_all", "deviation", side, view, (median, name))]
     prefix = f"{direction}_amount_std_"
     window = name.removeprefix(prefix)
     mean = f"{direction}_amount_mean_{window}"

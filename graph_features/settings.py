@@ -220,6 +220,9 @@ class TrainingSettings(BaseSettings):
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda)$")
     chunk_rows: int = Field(default=20_000, ge=1, description="Payments per historical read.")
+    dataset_cache_mb: int = Field(
+        default=4_096, ge=0, description="Datasets kept on disk, to be read again; 0 keeps none."
+    )
     alerts_per_day: int = Field(default=100, ge=1, description="Alert budget that the threshold is set for.")
     largest_alert_share: float = Field(default=0.02, gt=0, le=1, description="Most alerts as a share of payments.")
     model_name: str = "ringfence"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from graph_features.errors import RingfenceError
 from graph_features.jobs.texts import whole_words
 from graph_features.settings import PlatformSettings
 from graph_features.sources.base import Traces
+from training.history import DATASETS
 
 if TYPE_CHECKING:
     from serving.decisions import DecisionLog
@@ -53,6 +55,32 @@ class RecordsCacheFiles:
 
     def _files(self) -> list[Path]:
         return [path for path in self.folder.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFiles:
+    """Training datasets kept on this machine: all go, whoever is in them; the next training writes them anew."""
+
+    folder: Path
+    name: str = "files: datasets"
+
+    def count(self, traces: Traces) -> int:
+        return sum(_named_payments(path, traces) for path in self.folder.glob("*/*.parquet"))
+
+    def erase(self, traces: Traces) -> None:  # noqa: ARG002 - features of others tell of the account too
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _named_payments(path: Path, traces: Traces) -> int:
+    """Payments of a dataset that the account sent, or took part in."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["sender_id", "transaction_id"], partitioning=None)
+    sent = pc.equal(table["sender_id"], traces.account_id)
+    among = pc.is_in(table["transaction_id"], value_set=pa.array(traces.transaction_ids, pa.string()))
+    return int(pc.sum(pc.or_(sent, among)).as_py() or 0)
 
 
 def _speaking_rows(path: Path, traces: Traces) -> int:
@@ -111,6 +139,7 @@ def places(platform: PlatformSettings, decisions: DecisionLog, rejects: Sequence
     return [
         Decisions(log=decisions),
         RecordsCacheFiles(folder=home / RECORDS_CACHE),
+        DatasetFiles(folder=home / DATASETS),
         TextFiles(name="files: rejected rows", paths=tuple(found)),
         TextFiles(name="files: logs", paths=tuple(_logs(home))),
     ]

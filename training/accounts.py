@@ -6,11 +6,12 @@ figures use, and the report says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from graph_features.input_spec import InputSpec
 from graph_features.settings import PlatformSettings, TrainingSettings, load
 from graph_features.stores.blocks import RowBlock
 from graph_features.tuples import AccountInputs, build_account_inputs
+from training.account_trees import AccountGraph, AccountTrees, stratified
 from training.dataset import ROW
 from training.fit import fit_network, logits
 from training.history import current_spec, open_history
@@ -35,9 +37,15 @@ from training.metrics import average_precision, roc_auc
 from training.model import NeighbourConv, Network, Scaler, encoder
 from training.progress import Progress, no_progress
 from training.scaling import ColumnScaling
+from training.tabular import Columns
+from training.trees import TreeSettings
 
 if TYPE_CHECKING:
     import feast
+
+Int64 = npt.NDArray[np.int64]
+
+AccountModel = Literal["trees", "network"]
 
 ACCOUNT_SERVICE = "account_features"
 INNER_FOLDS = 5
@@ -157,22 +165,38 @@ def score_accounts(
     as_of: datetime,
     folds: int = 5,
     seed: int | None = None,
+    model: AccountModel = "trees",
     settings: TrainingSettings | None = None,
     progress: Progress = no_progress,
 ) -> AccountReport:
     """Score the accounts of `labels` (account_id: string, is_fraud: bool) by features as of `as_of`.
 
-    Every account is scored by a model that was trained on the other folds. Features come through Feast, so the slice
-    views need a slice near `as_of`. Raises ModelError when a fold would hold no fraudulent account.
+    Every account is scored by a model that was trained on the other folds: trees over features and graph, or the
+    network. Features come through Feast, so the slice views need a slice near `as_of`. Raises ModelError when a fold
+    would hold no fraudulent account.
     """
     settings = settings or load(TrainingSettings)
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
     labels = labels.sort_by("account_id").combine_chunks()
     spec = current_spec(settings)
+    account_id = labels["account_id"].to_numpy()
     with open_history(platform, settings) as history:
-        rows = read_accounts(history.store, spec, labels["account_id"].to_numpy(), to_ms(as_of))
-    return cross_validate(rows, labels, folds=folds, neighbours=spec.neighbours, settings=settings, progress=progress)
+        rows = read_accounts(history.store, spec, account_id, to_ms(as_of))
+        if model == "network":
+            return cross_validate(
+                rows, labels, folds=folds, neighbours=spec.neighbours, settings=settings, progress=progress
+            )
+        payments = history.records.read_all(before_ms=to_ms(as_of)).transactions
+    return cross_validate_trees(
+        account_columns(spec, rows.inputs),
+        AccountGraph.of(account_id, payments),
+        labels,
+        folds=folds,
+        trees=TreeSettings(),
+        seed=settings.seed,
+        progress=progress,
+    )
 
 
 def read_accounts(
@@ -204,18 +228,48 @@ def cross_validate(
     settings: TrainingSettings,
     progress: Progress = no_progress,
 ) -> AccountReport:
-    """Train once per fold, stratified and seeded, and score each account by the model that has not seen it."""
+    """Train a network per fold, and score each account by the one that has not seen it."""
+
+    def score(is_fraud: npt.NDArray[np.bool_], train: Int64, held_out: Int64) -> npt.NDArray[np.float64]:
+        model = _fit_on(rows, is_fraud, train, neighbours, settings)
+        return logits(model, rows.take(held_out))
+
+    return _out_of_fold(score, labels, folds=folds, seed=settings.seed, progress=progress)
+
+
+def cross_validate_trees(
+    own: Columns,
+    graph: AccountGraph,
+    labels: pa.Table,
+    *,
+    folds: int,
+    trees: TreeSettings,
+    seed: int,
+    progress: Progress = no_progress,
+) -> AccountReport:
+    """The same with trees over the accounts' own columns and the graph of their payments; see `account_trees`."""
+    model = AccountTrees(own=own, graph=graph, settings=trees, seed=seed)
+    return _out_of_fold(model.scores, labels, folds=folds, seed=seed, progress=progress)
+
+
+def _out_of_fold(
+    score_of: Callable[[npt.NDArray[np.bool_], Int64, Int64], npt.NDArray[np.float64]],
+    labels: pa.Table,
+    *,
+    folds: int,
+    seed: int,
+    progress: Progress,
+) -> AccountReport:
+    """Call score_of(is_fraud, train, held_out) per fold, stratified and seeded, and put the scores together."""
     is_fraud = labels["is_fraud"].to_numpy()
     if is_fraud.sum() < 2 * folds:
         raise ModelError(f"{folds} folds need at least {2 * folds} fraudulent accounts, got {int(is_fraud.sum())}")
-    fold = _stratified(is_fraud, folds, settings.seed)
-    score = np.empty(len(rows), np.float64)
-    for number in range(folds):
-        held_out = np.flatnonzero(fold == number)
-        progress(float(number), float(folds), f"fold {number + 1}")
-        model = _fit_without(rows, is_fraud, fold, number, neighbours, settings)
-        score[held_out] = logits(model, rows.take(held_out))
+    fold = stratified(is_fraud, folds, seed)
+    score = np.empty(len(is_fraud), np.float64)
     parts = [np.flatnonzero(fold == number) for number in range(folds)]
+    for number, held_out in enumerate(parts):
+        progress(float(number), float(folds), f"fold {number + 1}")
+        score[held_out] = score_of(is_fraud, np.flatnonzero(fold != number), held_out)
     return AccountReport(
         account_id=labels["account_id"].to_numpy(),
         is_fraud=is_fraud,
@@ -227,30 +281,26 @@ def cross_validate(
     )
 
 
-def _fit_without(
-    rows: AccountRows,
-    is_fraud: npt.NDArray[np.bool_],
-    fold: npt.NDArray[np.int64],
-    number: int,
-    neighbours: int,
-    settings: TrainingSettings,
+def _fit_on(
+    rows: AccountRows, is_fraud: npt.NDArray[np.bool_], train: Int64, neighbours: int, settings: TrainingSettings
 ) -> AccountGnn:
-    """Train on all folds but one; a share of them decides when to stop."""
-    others = np.flatnonzero(fold != number)
-    stop_on = _stratified(is_fraud[others], INNER_FOLDS, settings.seed + 1) == 0
-    train, stop = others[~stop_on], others[stop_on]
-    train_rows = rows.take(train)
+    """Train on the accounts at `train`; a share of them decides when to stop."""
+    stop_on = stratified(is_fraud[train], INNER_FOLDS, settings.seed + 1) == 0
+    fit, stop = train[~stop_on], train[stop_on]
+    fit_rows = rows.take(fit)
 
     def build() -> AccountGnn:
-        return AccountGnn(train_rows, settings, neighbours)
+        return AccountGnn(fit_rows, settings, neighbours)
 
-    return fit_network(build, (train_rows, is_fraud[train]), (rows.take(stop), is_fraud[stop]), settings).model
+    return fit_network(build, (fit_rows, is_fraud[fit]), (rows.take(stop), is_fraud[stop]), settings).model
 
 
-def _stratified(is_fraud: npt.NDArray[np.bool_], folds: int, seed: int) -> npt.NDArray[np.int64]:
-    """A fold number per row, frauds and genuine rows each spread evenly."""
-    generator = np.random.default_rng(seed)
-    fold = np.empty(len(is_fraud), np.int64)
-    for group in (np.flatnonzero(is_fraud), np.flatnonzero(~is_fraud)):
-        fold[generator.permutation(group)] = np.arange(len(group)) % folds
-    return fold
+def account_columns(spec: InputSpec, inputs: AccountInputs) -> Columns:
+    """An account's own features, and the mean of each neighbour column over its edges, as columns for trees."""
+    accounts, width = inputs.account_x.shape[0], len(spec.neighbour_names)
+    count = np.bincount(inputs.neighbour_index, minlength=accounts)
+    total = np.zeros((accounts, width))
+    np.add.at(total, inputs.neighbour_index, inputs.neighbour_x)
+    mean = np.divide(total, count[:, None], out=np.full((accounts, width), np.nan), where=count[:, None] > 0)
+    own = Columns(names=spec.account, x=inputs.account_x)
+    return own.beside(tuple(f"{name}_mean" for name in spec.neighbour_names), mean.astype(np.float32))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from graph_features.clock import from_ms
 from graph_features.embeddings import of_encoder
 from graph_features.errors import ModelError
 from graph_features.input_spec import InputSpec
@@ -47,6 +48,14 @@ class LabelledPayments:
     def __len__(self) -> int:
         return len(self.is_fraud)
 
+    def digest(self) -> str:
+        """A hash over ids, times, amounts and labels."""
+        digest = hashlib.sha256(self.is_fraud.tobytes())
+        digest.update("\0".join(self.transactions["transaction_id"].to_pylist()).encode())
+        digest.update(_ms(self.transactions["event_timestamp"]).tobytes())
+        digest.update(self.transactions["amount_base"].to_numpy().tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -76,65 +85,78 @@ class Dataset:
             sender_id=self.sender_id[rows],
         )
 
+    @classmethod
+    def concat(cls, parts: Sequence[Dataset]) -> Dataset:
+        """Put parts that follow each other in time together."""
+        return cls(
+            tuples=InputTuples.concat([part.tuples for part in parts]),
+            is_fraud=np.concatenate([part.is_fraud for part in parts]),
+            event_ms=np.concatenate([part.event_ms for part in parts]),
+            transaction_id=np.concatenate([part.transaction_id for part in parts]),
+            sender_id=np.concatenate([part.sender_id for part in parts]),
+            left_out=sum(part.left_out for part in parts),
+        )
+
     def between(self, from_ms_: int, to_ms_: int) -> Dataset:
         """Return the payments with from_ms_ <= event_ms < to_ms_."""
         first, last = np.searchsorted(self.event_ms, [from_ms_, to_ms_])
         return self.take(np.arange(first, last))
 
 
-def build_dataset(
+def dataset_parts(
     store: feast.FeatureStore,
-    records: RecordStore,
+    payments: LabelledPayments,
     *,
     spec: InputSpec,
-    start_ms: int,
-    end_ms: int,
-    label_cut_ms: int,
-    maturity_s: int,
     chunk_rows: int = 20_000,
     progress: Progress = no_progress,
-) -> Dataset:
-    """Return the labelled tuples of payments with start_ms <= event_timestamp < end_ms.
+) -> Iterator[Dataset]:
+    """Yield the labelled tuples of payments, `chunk_rows` at a time and in their order: what memory has to hold.
 
-    Labels are those known strictly before `label_cut_ms`, the latest known wins; without one, a payment at least
-    `maturity_s` old at the cut is genuine and a younger one is left out. Features are those of each payment's own time.
-    Raises ModelError for a period without payments.
+    Features are those of each payment's own time. The first part counts all that were left out.
     """
-    payments = labelled_payments(
-        records, start_ms=start_ms, end_ms=end_ms, label_cut_ms=label_cut_ms, maturity_s=maturity_s
-    )
-    if len(payments) == 0:
-        raise ModelError(
-            f"no labelled payments from {from_ms(start_ms):%Y-%m-%d %H:%M} to {from_ms(end_ms):%Y-%m-%d %H:%M} UTC "
-            f"({payments.left_out} have no label yet): ingest data of that period, or move the label cut"
-        )
-    parts: list[InputTuples] = []
     total = float(len(payments))
     for first in range(0, len(payments), chunk_rows):
         progress(float(first), total, "reading features")
-        parts.append(historical_tuples(store, spec, payments.transactions.slice(first, chunk_rows)))
+        table = payments.transactions.slice(first, chunk_rows)
+        yield Dataset(
+            tuples=historical_tuples(store, spec, table),
+            is_fraud=payments.is_fraud[first : first + chunk_rows],
+            event_ms=_ms(table["event_timestamp"]),
+            transaction_id=table["transaction_id"].to_numpy(),
+            sender_id=table["sender_id"].to_numpy(),
+            left_out=payments.left_out if first == 0 else 0,
+        )
     progress(total, total, "reading features")
-    table = payments.transactions
-    return Dataset(
-        tuples=InputTuples.concat(parts),
-        is_fraud=payments.is_fraud,
-        event_ms=_ms(table["event_timestamp"]),
-        transaction_id=table["transaction_id"].to_numpy(),
-        sender_id=table["sender_id"].to_numpy(),
-        left_out=payments.left_out,
-    )
 
 
 def labelled_payments(
     records: RecordStore, *, start_ms: int, end_ms: int, label_cut_ms: int, maturity_s: int
 ) -> LabelledPayments:
-    """Return the period's transactions with their labels as of the cut; see `build_dataset`."""
+    """Return the transactions with start_ms <= event_timestamp < end_ms, by time, with their labels as of the cut.
+
+    Labels are those known strictly before `label_cut_ms`, the latest known wins; without one, a payment at least
+    `maturity_s` old at the cut is genuine and a younger one is left out.
+    """
     everything = records.read_all(before_ms=max(end_ms, label_cut_ms))
-    table = everything.transactions
-    event_ms = _ms(table["event_timestamp"])
-    table = table.filter(pa.array((event_ms >= start_ms) & (event_ms < end_ms)))
+    return labelled(
+        everything.transactions,
+        everything.labels,
+        start_ms=start_ms,
+        end_ms=end_ms,
+        label_cut_ms=label_cut_ms,
+        maturity_s=maturity_s,
+    )
+
+
+def labelled(
+    transactions: pa.Table, labels: pa.Table, *, start_ms: int, end_ms: int, label_cut_ms: int, maturity_s: int
+) -> LabelledPayments:
+    """Do what `labelled_payments` does on stored tables."""
+    event_ms = _ms(transactions["event_timestamp"])
+    table = transactions.filter(pa.array((event_ms >= start_ms) & (event_ms < end_ms)))
     table = table.sort_by([("event_timestamp", "ascending"), ("transaction_id", "ascending")])
-    known, is_fraud = _labels_at(table["transaction_id"], everything.labels, label_cut_ms)
+    known, is_fraud = _labels_at(table["transaction_id"], labels, label_cut_ms)
     mature = label_cut_ms - _ms(table["event_timestamp"]) >= maturity_s * 1_000
     kept = known | mature
     return LabelledPayments(

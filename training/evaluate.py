@@ -94,17 +94,32 @@ def unknown(dataset: Dataset, records: RecordStore, *, train_from_ms: int, train
     Source: Le Borgne et al., Reproducible Machine Learning for Credit Card Fraud Detection, section "Train and test
     split".
     """
+    days = _days(dataset)
+    if days == 0:
+        return np.ones(0, bool)
+    sender, event_ms = _frauds(records, train_from_ms, train_to_ms + days * DAY_MS)
+    return unknown_senders(dataset, sender, event_ms, train_to_ms=train_to_ms)
+
+
+def unknown_senders(
+    dataset: Dataset, fraud_sender: npt.NDArray[np.object_], fraud_ms: Int64, *, train_to_ms: int
+) -> Bools:
+    """Do what `unknown` does, given sender and time of every fraud from the start of training on."""
     keep = np.ones(len(dataset), bool)
     if len(dataset) == 0:
         return keep
     first_day = int(dataset.event_ms[0]) // DAY_MS
-    days = int(dataset.event_ms[-1]) // DAY_MS - first_day + 1
-    sender, event_ms = _frauds(records, train_from_ms, train_to_ms + days * DAY_MS)
-    for day in range(days):
-        compromised = set(sender[event_ms < train_to_ms + day * DAY_MS].tolist())
+    for day in range(_days(dataset)):
+        compromised = set(fraud_sender[fraud_ms < train_to_ms + day * DAY_MS].tolist())
         rows = np.flatnonzero(dataset.event_ms // DAY_MS - first_day == day)
         keep[rows] = [account not in compromised for account in dataset.sender_id[rows]]
     return keep
+
+
+def _days(dataset: Dataset) -> int:
+    if len(dataset) == 0:
+        return 0
+    return int(dataset.event_ms[-1]) // DAY_MS - int(dataset.event_ms[0]) // DAY_MS + 1
 
 
 def _frauds(records: RecordStore, from_ms: int, to_ms: int) -> tuple[npt.NDArray[np.object_], Int64]:

@@ -16,15 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from training.scaling import ColumnScaling
+from training.scaling import OUTLIER_LIMIT, ColumnScaling
 
 with warnings.catch_warnings():
     # PyG compiles a helper with torch.jit.script when it is imported, which torch has deprecated.
     warnings.simplefilter("ignore", FutureWarning)
     from torch_geometric.nn import MessagePassing
-
-OUTLIER_LIMIT = 8.0
-"""Scaled inputs are clipped here, in standard deviations: one absurd amount must not own the score."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -116,6 +117,28 @@ class Registry:
             version = _log_model(mlflow, bundle, name)
         self.tag(name, version, {f"ringfence.{key}": value for key, value in tags.items()})
         return run.info.run_id, version
+
+    def log_figures(
+        self,
+        *,
+        experiment: str,
+        run_name: str,
+        parameters: Mapping[str, Any],
+        table: Mapping[str, Mapping[str, float]],
+        file: str,
+    ) -> str:
+        """Log a table of figures as a run of its own, as metrics `figure.row` and as the JSON file; return the run."""
+        client = self.client()
+        with _mlflow_errors():
+            run = client.create_run(self.experiment(experiment), run_name=run_name)
+            for key, value in parameters.items():
+                client.log_param(run.info.run_id, key, str(value))
+            for row, figures in table.items():
+                for figure, value in figures.items():
+                    client.log_metric(run.info.run_id, f"{figure}.{re.sub(r'[^a-z0-9]+', '_', row.lower())}", value)
+            client.log_dict(run.info.run_id, {row: dict(figures) for row, figures in table.items()}, file)
+            client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
 
     def versions(self, name: str) -> list[ModelVersion]:
         """All versions of a model, newest first."""

@@ -12,6 +12,9 @@ Float32 = npt.NDArray[np.float32]
 HEAVY_TAIL = 20.0
 """Columns that reach further than this are put through a signed logarithm; ratios, hours and flags are not."""
 
+OUTLIER_LIMIT = 8.0
+"""Scaled inputs are clipped here, in standard deviations: one absurd amount must not own the score."""
+
 SMALLEST_LOG_SPREAD = 0.05
 """Logarithms differ by a last bit from one runtime to the next: dividing that by less would move scores."""
 
@@ -50,6 +53,14 @@ class ColumnScaling:
             log=log,
             null_columns=_distinct_nulls(null),
         )
+
+    def apply(self, x: Float32) -> Float32:
+        """Return [rows, columns + flags] as the network's own scaler does it, for models that have none."""
+        null = np.isnan(x)
+        value = np.where(null, self.fill, x)
+        value[:, self.log] = np.sign(value[:, self.log]) * np.log1p(np.abs(value[:, self.log]))
+        scaled = np.clip((value - self.mean) / self.std, -OUTLIER_LIMIT, OUTLIER_LIMIT)
+        return np.concatenate([scaled, null[:, self.null_columns]], axis=1, dtype=np.float32)
 
 
 def _distinct_nulls(null: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_features.edges import EdgeTable, Int64
-from graph_features.kernels.sweeps import Queries, window_sums
+from graph_features.kernels.sweeps import Queries
 from graph_features.kernels.timeline import (
     COMPLETED,
     Deltas,
@@ -19,6 +19,7 @@ from graph_features.kernels.timeline import (
     read_only,
     timeline,
 )
+from graph_features.kernels.unusual import unusual_edges
 
 if TYPE_CHECKING:
     from graph_features.kernels.known_labels import LabelTimeline
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 GENUINE = 0
 NAMES_SENDER, NAMES_RECEIVER = 1, 2
 """Bits of a fraud label's value in EdgeTable.labels."""
-
-ORDINARY_DEVIATIONS = 2.0
 
 
 def payment_ledger(edges: EdgeTable, side: Side) -> Ledger:
@@ -86,51 +85,42 @@ def totals_at(ledger: Ledger, group: npt.NDArray[np.integer], as_of_ms: Int64) -
     return np.asarray(look_up(ledger, read_only(group), read_only(as_of_ms)))
 
 
-def label_timeline(edges: EdgeTable, side: Side) -> LabelTimeline:
-    """Return the labels of each account's sent or received payments in the order in which they became known."""
-    return edges.memo(("label_timeline", side), lambda: _label_timeline(edges, side))
+def label_timeline(edges: EdgeTable, side: Side, *, ordinary_only: bool = False) -> LabelTimeline:
+    """Return the labels of each account's sent or received payments in the order in which they became known.
+
+    `ordinary_only` leaves payments of unusual amount out (see kernels.unusual).
+    """
+    return edges.memo(("label_timeline", side, ordinary_only), lambda: _label_timeline(edges, side, ordinary_only))
 
 
-def _label_timeline(edges: EdgeTable, side: Side) -> LabelTimeline:
+def _label_timeline(edges: EdgeTable, side: Side, ordinary_only: bool) -> LabelTimeline:
     from graph_features.kernels.known_labels import LabelTimeline
     from graph_features.kernels.sorting import by_code, by_code_and_time
 
     account = (edges.sender if side is Side.SENT else edges.receiver).astype(np.int64)
-    labels = edges.labels
+    unusual = unusual_edges(edges, side)
+    wanted = ~unusual[edges.labels.edge] if ordinary_only else np.ones(len(edges.labels.edge), np.bool_)
+    label_edge = edges.labels.edge[wanted]
     has_label = np.zeros(edges.n_edges, np.bool_)
-    has_label[labels.edge] = True
+    has_label[label_edge] = True
     labelled = np.flatnonzero(has_label)
     slot_offsets, by_account = by_code(account[labelled], edges.n_accounts)
     slots = labelled[by_account]
     slot_of = np.full(edges.n_edges, -1, np.int64)
     slot_of[slots] = np.arange(len(slots))
-    known, group = known_ms(edges, labels), account[labels.edge]
+    known, group = known_ms(edges, edges.labels)[wanted], account[label_edge]
     change_offsets, order = by_code_and_time(group, known, edges.n_accounts)
-    slot = slot_of[labels.edge] - slot_offsets[group]
-    fraud = labels.value != GENUINE
+    slot = slot_of[label_edge] - slot_offsets[group]
+    fraud = edges.labels.value[wanted] != GENUINE
     return LabelTimeline(
         slot_offsets=read_only(slot_offsets),
         slot_ts_ms=read_only(edges.ts_ms[slots]),
-        slot_ordinary=read_only(_ordinary(edges, side, account, np.unique(labels.edge[fraud]))[slots], np.int8),
+        slot_ordinary=read_only(~unusual[slots], np.int8),
         change_offsets=read_only(change_offsets),
         change_slot=read_only(slot[order]),
         change_ts_ms=read_only(known[order]),
         change_fraud=read_only(fraud[order], np.int8),
     )
-
-
-def _ordinary(edges: EdgeTable, side: Side, account: Int64, frauds: Int64) -> npt.NDArray[np.bool_]:
-    """Whether each of the `frauds` was of ordinary amount for the account when it happened; False for other payments.
-
-    Ordinary is up to mean + 2 standard deviations of the payments of that side that counted before it; with fewer than
-    two of them, any amount is.
-    """
-    past = window_sums(edges, side, account[frauds], edges.ts_ms[frauds], [None]).at(0)
-    mean = past.total / np.maximum(past.count, 1)
-    std = np.sqrt(past.deviations / np.maximum(past.count - 1, 1))
-    ordinary = np.zeros(edges.n_edges, np.bool_)
-    ordinary[frauds] = (past.count < 2) | (edges.amount[frauds] <= mean + ORDINARY_DEVIATIONS * std)
-    return ordinary
 
 
 def named_counterparties(edges: EdgeTable, account: npt.NDArray[np.integer], as_of_ms: Int64) -> Int64:

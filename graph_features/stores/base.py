@@ -116,6 +116,9 @@ class OfflineStore(Protocol):
     def write_all(self, view: ViewSchema, tables: Iterable[pa.Table], *, part: str, on_written: OnWritten) -> int:
         """`write` the tables of one piece together, all or none, and call `on_written` before they are committed."""
 
+    def state(self, views: Sequence[ViewSchema]) -> str:
+        """A text that is another one after rows of these views were added, replaced by newer ones, or deleted."""
+
     def count_entity(self, view: ViewSchema, entity_id: str) -> int:
         """Row versions that name an account: as (a part of) their key, or in a list."""
 

@@ -117,6 +117,9 @@ class ParquetOfflineStore:
         on_written(Written(rows=rows, name=f"{view.name}/{name}"))
         return rows
 
+    def state(self, views: Sequence[ViewSchema]) -> str:
+        return repr([[(part.file, part.rows) for part in _load(self._folder / view.name).parts] for view in views])
+
     def count_entity(self, view: ViewSchema, entity_id: str) -> int:
         """Counts in every file, those included that count no more and wait for their readers to end."""
         return sum(

@@ -85,6 +85,10 @@ class PostgresOfflineStore:
             on_written(Written(rows=rows, name=f"{SCHEMA}.{view.name}", connection=cursor.connection))
         return rows
 
+    def state(self, views: Sequence[ViewSchema]) -> str:
+        with self._transaction() as cursor:
+            return repr([_rows_and_newest(cursor, view) if _columns(cursor, view.name) else None for view in views])
+
     def count_entity(self, view: ViewSchema, entity_id: str) -> int:
         with self._transaction() as cursor:
             return named_rows(cursor, view, entity_id) if _columns(cursor, view.name) else 0
@@ -162,6 +166,14 @@ def _definitions(view: ViewSchema) -> sql.Composed:
         )
         for field in view.arrow_schema
     )
+
+
+def _rows_and_newest(cursor: psycopg.Cursor, view: ViewSchema) -> tuple[Any, ...] | None:
+    """How many row versions there are, and of which ingest sequence the newest is."""
+    from psycopg import sql
+
+    statement = sql.SQL("SELECT count(*), max(created_timestamp) FROM {}").format(sql_table(view.name))
+    return cursor.execute(statement).fetchone()
 
 
 def _create(view: ViewSchema) -> list[sql.Composed]:

@@ -124,10 +124,17 @@ def evaluate(
     protocol: ProtocolOption = "all",
     scenarios: ScenariosOption = None,
     scores: Annotated[Path | None, typer.Option(help="Write each payment's score to this Parquet file.")] = None,
+    ladder: Annotated[bool, typer.Option(help="Fit and measure every kind of model on the same rows instead.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Score a period with a model, through the same tuples as in serving, and measure it on the labels."""
     from graph_features.settings import PlatformSettings, load
+
+    if ladder:
+        from infra.commands.ladder import show_ladder
+
+        show_ladder(from_, to, version=version, label_cut=label_cut, protocol=protocol, json_=json_)
+        return
     from training.assess import evaluate_model
     from training.evaluate import protocol_named
     from training.scenarios import read_scenarios, scenario_figures
@@ -160,6 +167,7 @@ def accounts(
     label_column: Annotated[str, typer.Option(help="Column that is true (or 1) for fraudulent accounts.")] = "is_fraud",
     prefix: Annotated[str, typer.Option(help="What the mapping puts before the id.")] = "",
     folds: Annotated[int, typer.Option(min=2)] = 5,
+    network: Annotated[bool, typer.Option("--network", help="The network's figures instead of the trees'.")] = False,
     scores: Annotated[Path | None, typer.Option(help="Write each account's score to this Parquet file.")] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -169,7 +177,14 @@ def accounts(
 
     known = read_account_labels(labels, id_column=id_column, label_column=label_column, prefix=prefix)
     with progress("accounts") as advance:
-        report = score_accounts(load(PlatformSettings), known, as_of=as_of, folds=folds, progress=advance)
+        report = score_accounts(
+            load(PlatformSettings),
+            known,
+            as_of=as_of,
+            folds=folds,
+            model="network" if network else "trees",
+            progress=advance,
+        )
     if scores is not None:
         report.write_scores(scores)
     if json_:

@@ -28,6 +28,8 @@ from training.encoder import Encoder, embedding_view
 from training.gates import Gates
 from training.head import train_head
 from training.history import History, current_spec, open_history
+from training.ladder import RUNGS
+from training.ladder_run import evaluate_ladder
 from training.promote import history as decisions
 from training.promote import promote_model
 from training.registry import Registry
@@ -188,6 +190,48 @@ def test_serving_builds_the_same_tuples(platform: PlatformSettings, history: His
     trained = historical_tuples(history.store, spec, table)
     for name, array in build_tuples(spec, served, TupleBlocks.from_packed(spec, values)).feeds().items():
         np.testing.assert_array_equal(array, trained.feeds()[name], err_msg=name)
+
+
+def test_datasets_are_read_from_disk_until_rows_change(tmp_path: Path) -> None:
+    """The second read computes nothing and gives the same; new offline rows, labels or another cut read anew."""
+    home = PlatformSettings(home=tmp_path)
+    transactions, labels = payments(rows=300)
+    fill(home, transactions, labels)
+    joined: list[str] = []
+
+    def count(_done: float, _total: float | None, text: str) -> None:
+        joined.append(text)
+
+    def read_once(cut: float = 9) -> tuple[InputTuples, bool]:
+        joined.clear()
+        with open_history(home, SETTINGS) as history:
+            instants = {"start_ms": START_MS + 5 * DAY_MS, "end_ms": START_MS + 7 * DAY_MS}
+            cut_ms = START_MS + int(cut * DAY_MS)
+            found = history.read(current_spec(SETTINGS), **instants, label_cut_ms=cut_ms, name="test", progress=count)
+        return found.tuples, bool(joined)
+
+    first, joined_first = read_once()
+    again, joined_again = read_once()
+    assert (joined_first, joined_again, read_once(cut=8)[1]) == (True, False, True)
+    for name, array in first.feeds().items():
+        np.testing.assert_array_equal(array, again.feeds()[name], err_msg=name)
+    view, offline = catalog().schema("account_activity"), open_offline(home)
+    offline.write(view, view.arrow_schema.empty_table(), part="nothing")
+    offline.close()
+    assert read_once()[1]
+
+
+def test_the_ladder_measures_every_rung_on_the_same_rows(report: TrainReport, platform: PlatformSettings) -> None:
+    """Every rung has figures on the report's own test payments, and the MLflow run holds them."""
+    found = evaluate_ladder(platform, test_from=day(10), test_to=day(13), version=report.version, settings=SETTINGS)
+    assert list(found.results) == list(RUNGS)
+    assert report.test is not None
+    assert (found.payments, found.frauds) == (report.test.payments, report.test.frauds)
+    reached = {rung: result.average_precision for rung, result in found.results.items()}
+    assert min(reached["trees + graph"], reached["network + trees"]) > 2 * found.frauds / found.payments
+    assert reached["network"] == pytest.approx(report.test.average_precision, abs=1e-6)
+    logged = Registry.open(platform.home).client().get_run(found.run_id).data.metrics
+    assert logged["average_precision.network_trees"] == pytest.approx(reached["network + trees"])
 
 
 def test_future_changes_no_tuple(tmp_path: Path, history: History) -> None:

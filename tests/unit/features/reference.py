@@ -151,9 +151,34 @@ class Reference:
                 [p.sender_country in risky or p.receiver_country in risky for p in any_country]
             ),
             "burst_score": busiest / (len(times) / (24 * days)) if times else None,
-            "sent_amount_histogram": histogram(self.counting(account, as_of, "sent")),
-            "received_amount_histogram": histogram(self.counting(account, as_of, "received")),
+            **{
+                f"{side}_{name}": value
+                for side in ("sent", "received")
+                for name, value in self.amounts(account, as_of, side).items()
+            },
         }
+
+    def amounts(self, account: str, as_of: int, side: str) -> dict[str, Any]:
+        tried = self.made(account, as_of, side)
+        amounts = [p.amount for p in tried]
+        unusual = [self.unusual(account, p, side) for p in tried]
+        odd = [p.ts_ms for p, is_unusual in zip(tried, unusual, strict=True) if is_unusual]
+        return {
+            "amount_median_all": quartile(amounts, 2) if amounts else None,
+            "amount_iqr_all": quartile(amounts, 3) - quartile(amounts, 1) if amounts else None,
+            "unusual_amounts_of_last_5": sum(unusual[-5:]),
+            "unusual_amounts_of_last_20": sum(unusual[-20:]),
+            "last_unusual_amount_timestamp": odd[-1] if odd else None,
+            "amount_histogram": histogram(self.counting(account, as_of, side)),
+        }
+
+    def unusual(self, account: str, payment: Any, side: str) -> bool:
+        """Whether it lies 1.5 interquartile ranges above the upper quartile of what was tried before, four at least."""
+        past = [p.amount for p in self.made(account, payment.ts_ms, side)]
+        if len(past) < 4:
+            return False
+        lower, upper = quartile(past, 1), quartile(past, 3)
+        return payment.amount > upper + Fraction(3, 2) * (upper - lower)
 
     def account_exposure(self, account: str, as_of: int) -> dict[str, Any]:
         row: dict[str, Any] = {}
@@ -180,21 +205,30 @@ class Reference:
             of_kind = [(p, at) for p, at, party in known if (party is not None) is fraud]
             row[f"last_{kind}_timestamp"] = max((p.ts_ms for p, _ in of_kind), default=None)
             row[f"last_{kind}_label_timestamp"] = max((at for _, at in of_kind), default=None)
+        row |= self.run(known)
+        ordinary = [(p, at, party) for p, at, party in known if not self.unusual(account, p, side)]
+        row |= {f"ordinary_{name}": value for name, value in self.run(ordinary).items()}
+        frauds = [p.ts_ms for p, _, party in ordinary if party is not None]
+        genuine = [p.ts_ms for p, _, party in ordinary if party is None]
+        row["ordinary_fraud_count"] = len(frauds)
+        row["last_ordinary_fraud_timestamp"] = max(frauds, default=None)
+        row["last_ordinary_genuine_timestamp"] = max(genuine, default=None)
+        other = genuine if row["ordinary_run_is_fraud"] else frauds
+        row["ordinary_run_gap"] = (row["ordinary_run_start_timestamp"] - other[-1]) / 1_000 if other else None
+        return row
+
+    @staticmethod
+    def run(known: list[Any]) -> dict[str, Any]:
         run: list[Any] = []
         for p, _, party in reversed(known):
             if (party is not None) != (known[-1][2] is not None):
                 break
             run.append(p)
-        row["run_is_fraud"] = int(known[-1][2] is not None) if known else None
-        row["run_length"] = len(run)
-        row["run_start_timestamp"] = run[-1].ts_ms if run else None
-        frauds = [p for p, _, party in known if party is not None]
-        row["ordinary_fraud_count"] = sum(self.ordinary(account, p, side) for p in frauds)
-        return row
-
-    def ordinary(self, account: str, payment: Any, side: str) -> bool:
-        past = [p.amount for p in self.counting(account, payment.ts_ms, side)]
-        return len(past) < 2 or payment.amount <= mean(past) + 2 * std(past)
+        return {
+            "run_is_fraud": int(known[-1][2] is not None) if known else None,
+            "run_length": len(run),
+            "run_start_timestamp": run[-1].ts_ms if run else None,
+        }
 
     def account_windows(self, account: str, as_of: int) -> dict[str, Any]:
         row: dict[str, Any] = {}
@@ -260,6 +294,11 @@ class Reference:
             "paid_first_timestamp": paid[0].ts_ms if paid else None,
             "paid_last_timestamp": paid[-1].ts_ms if paid else None,
         }
+
+
+def quartile(values: list[int], quarter: int) -> int:
+    """The value at place ceil(m * quarter / 4) of m in order, counting from 1."""
+    return sorted(values)[math.ceil(len(values) * quarter / 4) - 1]
 
 
 def mean(values: list[Any]) -> float | None:

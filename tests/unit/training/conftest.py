@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -110,3 +114,15 @@ def make_bundle(
         return write_bundle(folder, fitted.model, info, dataset.tuples.take(np.arange(64)))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def worlds() -> ModuleType:
+    """The module worlds.py: a small world of payments with planted fraud."""
+    path = Path(__file__).with_name("worlds.py")
+    found = importlib.util.spec_from_file_location("ringfence_tests_worlds", path)
+    assert found is not None
+    assert found.loader is not None
+    module = sys.modules[found.name] = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
