@@ -37,7 +37,8 @@ class LazyStores:
         return load(FeatureSettings)
 
     def __reduce__(self) -> tuple[type[LazyStores], tuple[PlatformSettings]]:
-        return LazyStores, (self._platform,)
+        # Another process, on Ray another machine even, need not stand in the same folder.
+        return LazyStores, (self._platform.model_copy(update={"home": self._platform.home.resolve()}),)
 
     def close(self) -> None:
         """Close what was opened."""
