@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 from graph_features import backends
 from graph_features.settings import FeatureSettings, PlatformSettings, load
@@ -35,6 +36,11 @@ class LazyStores:
     @cached_property
     def feature_settings(self) -> FeatureSettings:
         return load(FeatureSettings)
+
+    @property
+    def cache_folder(self) -> Path:
+        """What is in it can be made anew at any time."""
+        return self._platform.home / "cache"
 
     def __reduce__(self) -> tuple[type[LazyStores], tuple[PlatformSettings]]:
         # Another process, on Ray another machine even, need not stand in the same folder.

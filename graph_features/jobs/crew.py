@@ -54,6 +54,8 @@ def run_chunks(context: JobContext, stores: Stores, schemas: Mapping[str, ViewSc
         for _ in do_chunks(context, work, claims(context, stores, crew.tend)):
             progress.tell()
     progress.tell()
+    for partitions in {chunk.key.partitions for chunk in planned if work.in_files(chunk.key)}:
+        work.files(partitions).discard()
     _raise_failed(context)
 
 
