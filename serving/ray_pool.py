@@ -121,9 +121,8 @@ class _Cluster:
         self.ray = ray
         self._spec = spec
         self._environment = sent_environment()
-        self._actor = ray.remote(RayWorker).options(
-            max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1}, **options(settings)
-        )
+        actor = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1})(RayWorker)
+        self._actor = actor.options(**options(settings))
         self._lock = threading.Lock()
         self._files: dict[str, Any] = {}
 
@@ -195,16 +194,16 @@ class RaySlot(threading.Thread):
 
     def _start_actor(self) -> None:
         self._actor, built = self._cluster.start()
-        reply = self._started(built)
+        reply = self._step(built)
         for call in list(self._shared.setup.values()):
-            self._started(self._actor.call.remote(call, self._cluster.shipped(call)))
+            self._step(self._actor.call.remote(call, self._cluster.shipped(call)))
         self._death = self._actor.watch.options(concurrency_group="watch").remote()
         with self._shared.changed:
             self.pid = reply.value
             self._shared.alive += 1
         log.info("worker started", extra={"worker": self.name, "worker_pid": self.pid})
 
-    def _started(self, reference: Any) -> Reply:
+    def _step(self, reference: Any) -> Reply:
         """Wait for a step of the start; a cluster without room is waited for, a closing pool is not."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._ray.wait([reference], timeout=_IDLE_CHECK_S)[0]:

@@ -223,7 +223,7 @@ def test_actors_are_supervised_as_processes_are(nodes: Any) -> None:
     spec = HandlerSpec(target="importlib:import_module", args=("time",))
     pool = RayPool(name="test", size=1, spec=spec, settings=nodes.settings)
     try:
-        pool.wait_ready()
+        pool.wait_ready(60)
         (first,) = pool.status().pids
         assert ask(pool, "sleep", 0.01) is None
         with pytest.raises(TaskTimeoutError):
@@ -263,7 +263,7 @@ def test_a_node_dies_amid_a_stream_of_predictions(nodes: Any, small_world: Modul
     spec = HandlerSpec(target="serving.inference:InferenceWorker", args=(PlatformSettings(home=tmp_path), {}))
     pool = RayPool(name="inference", size=2, spec=spec, settings=nodes.settings)
     try:
-        pool.wait_ready()
+        pool.wait_ready(60)
         for model, scores in zip(models, wanted, strict=True):  # a hot swap: in every worker before the first request
             for future in pool.everywhere("load", model, timeout_s=60):
                 assert future.result(timeout=90) == small_world.FEATURE_HASH
