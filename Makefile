@@ -20,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME
 APART := env -u RINGFENCE_PROFILE -u RINGFENCE_RATES -u MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-stores bench-jobs chaos-jobs chaos-schedule services-up services-down lock clean
+.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-stores bench-jobs bench-scale chaos-jobs chaos-schedule services-up services-down lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ bench-features: install   ## The feature engine
 
 bench-jobs: install   ## A backfill through the ledger, against feast materialize
 	$(BIN)/python -m bench.jobs
+
+bench-scale: install  ## Ray, partitions and Redis Cluster; PAYMENTS=2000000 for a smaller backfill
+	$(BIN)/python -m bench.scale --payments $(or $(PAYMENTS),20000000)
 
 chaos-jobs: install   ## A backfill of 60 slices while 20 SIGKILLs hit workers, scheduler and servers (some minutes)
 	$(BIN)/python -m bench.chaos_jobs

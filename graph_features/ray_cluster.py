@@ -52,6 +52,14 @@ def connect(settings: ExecutorSettings) -> Any:
     return ray
 
 
+def disconnect() -> None:
+    """End the connection, if there is one: what this process has running on the cluster ends too."""
+    import ray
+
+    with _connecting:
+        ray.shutdown()
+
+
 @contextmanager
 def _signals_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself when it connects: an orderly stop is ours to see to."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -39,15 +39,25 @@ class TestCluster:
         return ExecutorSettings(executor=ExecutorKind.RAY, ray_address=self.cluster.address)
 
     def grow(self, nodes: int) -> None:
-        """Have so many nodes that work, started side by side."""
-        new = range(nodes - len(self.nodes))
-        self.nodes += [self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=STORE_BYTES) for _ in new]
-        if new:
-            self.cluster.wait_for_nodes(timeout=120)
+        """Have so many nodes that work."""
+        while len(self.nodes) < nodes:
+            node = patiently(lambda: self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=STORE_BYTES))
+            self.nodes.append(node)
 
     def kill(self) -> None:
         """Kill a node with all that runs on it, as a machine that loses its power."""
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+
+def patiently(start: Callable[[], Any]) -> Any:
+    """Ray gives a node half a minute to come up, which a busy machine may exceed: then once more, and once more."""
+    for _ in range(2):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +75,7 @@ def ray_cluster() -> Iterator[TestCluster]:
         "include_dashboard": False,
         "_system_config": NOTICE_DEATH,
     }
-    made = TestCluster(cluster=Cluster(initialize_head=True, head_node_args=head))
+    made = TestCluster(cluster=patiently(lambda: Cluster(initialize_head=True, head_node_args=head)))
     try:
         yield made
     finally:
