@@ -141,7 +141,7 @@ class FeatureSettings(BaseSettings):
 
 class PoolKind(StrEnum):
     """process: supervised worker processes. thread: inference on threads of the server, each with a model of its own.
-    inline: everything on threads of the server, for tests and tiny machines. ray: supervised actors on a Ray cluster."""
+    inline: everything on threads of the server, for tests and tiny machines. ray: actors on a Ray cluster."""
 
     PROCESS = "process"
     THREAD = "thread"

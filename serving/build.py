@@ -126,8 +126,12 @@ _HANDLERS = {
 }
 
 
+_ON_RAY = frozenset({"inference", "features"})
+"""The others work on files of this machine, or send parts of their work to Ray themselves."""
+
+
 def _pool(platform: PlatformSettings, settings: ServingSettings, name: str, size: int) -> Pool:
-    if settings.pool is PoolKind.RAY and name != "jobs":  # a job runs beside the server and sends its parts to Ray
+    if settings.pool is PoolKind.RAY and name in _ON_RAY:
         from serving.ray_pool import RayPool
 
         # What a node must know of the settings goes along with each start; secrets do not.

@@ -48,8 +48,9 @@ class RayPool:
         for slot in self._slots:
             slot.start()
 
-    def submit(self, method: str, *args: Any, timeout_s: float) -> Future[Any]:
-        task = Task(call=Call(method=method, args=args), future=Future(), deadline=time.monotonic() + timeout_s)
+    def submit(self, method: str, *args: Any, timeout_s: float, hang_s: float | None = None) -> Future[Any]:
+        deadline = time.monotonic() + timeout_s
+        task = Task(call=Call(method=method, args=args), future=Future(), deadline=deadline, hang_s=hang_s)
         with self._shared.changed:
             self._check_open()
             self._shared.queue.append(task)
@@ -230,7 +231,7 @@ class RaySlot(threading.Thread):
         self.busy = True
         try:
             reference = self._actor.call.remote(task.call, self._cluster.shipped(task.call))
-            reply: Reply = self._ray.get(reference, timeout=max(0.0, task.deadline - time.monotonic()))
+            reply: Reply = self._ray.get(reference, timeout=max(0.0, task.give_up - time.monotonic()))
         except self._ray.exceptions.GetTimeoutError:
             self._lost("worker hung")
             self._retry(task, TaskTimeoutError())
