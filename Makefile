@@ -6,6 +6,8 @@ JOBS    ?= 2
 VENV    := .venv
 BIN     := $(VENV)/bin
 TOOLS   := .venv/.tools
+CHART   := .venv/.chart
+HELM    := v3.19.0
 
 export RINGFENCE_PROFILE := $(PROFILE)
 # What the demo's foreign payments are worth in euros; your own rates win.
@@ -20,7 +22,8 @@ unexport PYTHONPATH PYTHONHOME
 APART := env -u RINGFENCE_PROFILE -u RINGFENCE_RATES -u MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-quality bench-stores bench-jobs chaos-jobs chaos-schedule services-up services-down lock clean
+# Every target that is no file.
+.PHONY: $(shell grep -oE '^[a-z-]+:' Makefile | tr -d :)
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -51,10 +54,22 @@ test: install    ## All tests, JOBS=2 at once; each starts PostgreSQL, Redis and
 test-unit: install  ## The fast tests, no servers
 	$(APART) $(BIN)/pytest tests/unit tests/architecture
 
-check: install   ## What CI runs before the tests: lint, format, types
+check: install chart   ## What CI runs before the tests: lint, format, types, the Helm chart
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(CHART)/.installed: requirements/chart.lock $(TOOLS)/bin/uv
+	$(PYTHON) -m venv --without-pip $(CHART)
+	$(TOOLS)/bin/uv pip sync --quiet --python $(CHART)/bin/python --require-hashes requirements/chart.lock
+	touch $@
+
+# A helm on PATH is taken; else its own release is built with Go, which checks what it fetches.
+chart: $(CHART)/.installed  ## Lint, render and validate the Helm chart
+	@command -v helm >/dev/null || test -x $(CHART)/bin/helm \
+		|| GOBIN=$(abspath $(CHART))/bin go install helm.sh/helm/v3/cmd/helm@$(HELM) \
+		|| { echo "the chart needs helm 3, or Go to build it" >&2; exit 1; }
+	$(CHART)/bin/python -m infra.chart $$(command -v helm || echo $(CHART)/bin/helm)
 
 format: install  ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .
@@ -73,6 +88,9 @@ bench-quality: install    ## The ladder of models on the book's data: make bench
 
 bench-jobs: install   ## A backfill through the ledger, against feast materialize
 	$(BIN)/python -m bench.jobs
+
+bench-scale: install  ## Ray, partitions and Redis Cluster; PAYMENTS=2000000 for a smaller backfill
+	$(BIN)/python -m bench.scale --payments $(or $(PAYMENTS),20000000)
 
 chaos-jobs: install   ## A backfill of 60 slices while 20 SIGKILLs hit workers, scheduler and servers (some minutes)
 	$(BIN)/python -m bench.chaos_jobs
@@ -95,6 +113,8 @@ lock: $(TOOLS)/bin/uv   ## Resolve the lock files again
 	$(TOOLS)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--excludes requirements/excludes.txt --extra train --extra traces --extra ray --extra services --group dev \
 		pyproject.toml --output-file requirements/all.lock
+	printf 'kubernetes-validate>=1.34\n' | $(TOOLS)/bin/uv pip compile --quiet --upgrade --universal \
+		--python-version 3.11 --generate-hashes - --custom-compile-command "make lock" --output-file requirements/chart.lock
 
 clean:           ## Remove what the demo made (not the environment)
 	rm -rf .ringfence mlruns/mlflow.db mlruns/artifacts

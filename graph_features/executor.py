@@ -1,4 +1,4 @@
-"""Where work that falls into parts is done: in this process, or in a pool of processes that survives its workers."""
+"""Where work that falls into parts is done: in this process, in processes that may die, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
+
+from graph_features.settings import ExecutorKind, ExecutorSettings, load
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -120,3 +122,13 @@ class ProcessPool:
     def close(self) -> None:
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
+
+
+def open_executor(workers: int, settings: ExecutorSettings | None = None) -> Executor:
+    """Return the executor that RINGFENCE_EXECUTOR names, for `workers` parts at once; close it when done."""
+    settings = settings or load(ExecutorSettings)
+    if settings.executor is ExecutorKind.PROCESS:
+        return ProcessPool(workers)
+    from graph_features.ray_executor import RayExecutor
+
+    return RayExecutor(workers, settings=settings)

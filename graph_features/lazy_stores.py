@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 from graph_features import backends
 from graph_features.settings import FeatureSettings, PlatformSettings, load
@@ -36,8 +37,14 @@ class LazyStores:
     def feature_settings(self) -> FeatureSettings:
         return load(FeatureSettings)
 
+    @property
+    def cache_folder(self) -> Path:
+        """What is in it can be made anew at any time."""
+        return self._platform.home / "cache"
+
     def __reduce__(self) -> tuple[type[LazyStores], tuple[PlatformSettings]]:
-        return LazyStores, (self._platform,)
+        # Another process, on Ray another machine even, need not stand in the same folder.
+        return LazyStores, (self._platform.model_copy(update={"home": self._platform.home.resolve()}),)
 
     def close(self) -> None:
         """Close what was opened."""

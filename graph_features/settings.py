@@ -38,6 +38,26 @@ class PlatformSettings(BaseSettings):
     workers: int = Field(default_factory=lambda: max(1, os.cpu_count() or 1), ge=1, le=256)
 
 
+class ExecutorKind(StrEnum):
+    """process: worker processes of this machine. ray: tasks on a Ray cluster."""
+
+    PROCESS = "process"
+    RAY = "ray"
+
+
+class ExecutorSettings(BaseSettings):
+    """Where work that falls into parts is done: chunks of backfills and refreshes, and the pools of the server."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_", frozen=True, extra="ignore")
+
+    executor: ExecutorKind = ExecutorKind.PROCESS
+    ray_address: str = Field(default="auto", description="host:port of the cluster's head; auto takes this machine's.")
+    ray_task_cpus: float = Field(default=1.0, gt=0, le=64, description="Cores that a task or an actor reserves.")
+    ray_task_memory_mb: int = Field(
+        default=0, ge=0, description="Memory that each reserves, and that a part's work may not exceed; 0 is no limit."
+    )
+
+
 class PostgresSettings(BaseSettings):
     """The system of record and Feast's offline store and registry."""
 
@@ -121,11 +141,12 @@ class FeatureSettings(BaseSettings):
 
 class PoolKind(StrEnum):
     """process: supervised worker processes. thread: inference on threads of the server, each with a model of its own.
-    inline: everything on threads of the server, for tests and tiny machines."""
+    inline: everything on threads of the server, for tests and tiny machines. ray: actors on a Ray cluster."""
 
     PROCESS = "process"
     THREAD = "thread"
     INLINE = "inline"
+    RAY = "ray"
 
 
 class ServingSettings(BaseSettings):

@@ -10,7 +10,15 @@ from graph_features.catalog import catalog
 from graph_features.jobs.kinds import feature_kinds
 from graph_features.jobs.ledger import open_ledger
 from graph_features.lazy_stores import LazyStores
-from graph_features.settings import FeatureSettings, IngestSettings, PlatformSettings, PoolKind, ServingSettings, load
+from graph_features.settings import (
+    ExecutorSettings,
+    FeatureSettings,
+    IngestSettings,
+    PlatformSettings,
+    PoolKind,
+    ServingSettings,
+    load,
+)
 from serving.decisions import DecisionLog, open_engine
 from serving.engineering import FeatureEngineering
 from serving.graph_sync import GraphSync
@@ -118,7 +126,17 @@ _HANDLERS = {
 }
 
 
+_ON_RAY = frozenset({"inference", "features"})
+"""The others work on files of this machine, or send parts of their work to Ray themselves."""
+
+
 def _pool(platform: PlatformSettings, settings: ServingSettings, name: str, size: int) -> Pool:
+    if settings.pool is PoolKind.RAY and name in _ON_RAY:
+        from serving.ray_pool import RayPool
+
+        # What a node must know of the settings goes along with each start; secrets do not.
+        spec = HandlerSpec(target=_HANDLERS[name], args=(platform, {}))
+        return RayPool(name=name, size=size, spec=spec, settings=load(ExecutorSettings))
     spec = HandlerSpec(target=_HANDLERS[name], args=(platform, own_environment()))
     make: Callable[[], object] = spec.build
     if settings.pool is PoolKind.THREAD and name == "inference":

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 from uuid import uuid4
 
 from graph_features.catalog import catalog
@@ -19,6 +20,7 @@ from graph_features.jobs.runner import JobContext
 from graph_features.jobs.stores import Stores
 from graph_features.jobs.work import BLOCKED_WAIT_S, Work, do_chunks, is_over
 from graph_features.schema import ViewSchema
+from graph_features.settings import ExecutorKind, ExecutorSettings, load
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +49,13 @@ def run_chunks(context: JobContext, stores: Stores, schemas: Mapping[str, ViewSc
     context.check()
     for name in sorted({chunk.key.view for chunk in planned} & set(schemas)):
         stores.offline.create_view(schemas[name])
-    with Crew(context=context, stores=stores, helpers=min(workers, len(planned)) - 1) as crew:
+    helpers = min(workers, len(planned)) - 1
+    with Crew(context=context, stores=stores, helpers=helpers, start=starter()) as crew:
         for _ in do_chunks(context, work, claims(context, stores, crew.tend)):
             progress.tell()
     progress.tell()
+    for partitions in {chunk.key.partitions for chunk in planned if work.in_files(chunk.key)}:
+        work.files(partitions).discard()
     _raise_failed(context)
 
 
@@ -100,18 +105,32 @@ def claims(context: JobContext, stores: Stores, tend: Callable[[], None] = lambd
             yield chunk
 
 
+class Helper(Protocol):
+    """A process somewhere that claims and does chunks by itself."""
+
+    def ended(self) -> str | None:
+        """How it died; empty when it ended by itself, None while it works."""
+
+    def stop(self) -> None:
+        """Have it put down its work; returns at once."""
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until it has ended, and end it when it does not."""
+
+
+StartHelper = Callable[[JobContext, Stores, str], Helper]
+"""start(context, stores, name): a helper that works on the job of `context` under that name."""
+
+
 @dataclass(kw_only=True)
 class Crew:
-    """Helper processes of one run. One that dies is replaced, and its chunk is free again at once.
-
-    They are plain processes, each at the other end of a pipe: when it closes, because the run ends or this process
-    dies, they stop.
-    """
+    """Helpers of one run. One that dies is replaced, and its chunk is free again at once."""
 
     context: JobContext
     stores: Stores
     helpers: int
-    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    start: StartHelper
+    _running: dict[str, Helper] = field(default_factory=dict)
     _lost: int = 0
 
     def __enter__(self) -> Crew:
@@ -120,45 +139,72 @@ class Crew:
         return self
 
     def _start(self) -> None:
-        context = self.context
-        name = f"{context.runner}:helper-{uuid4().hex[:8]}"
-        # A session of its own: Ctrl-C is the runner's to hear.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "graph_features.jobs.helper"], stdin=subprocess.PIPE, start_new_session=True
-        )
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):  # it died at once: `tend` sees that
-            pickle.dump((self.stores, context.ledger, context.job, name, context.settings), process.stdin)
-            process.stdin.flush()
-        self._running[name] = process
+        name = f"{self.context.runner}:helper-{uuid4().hex[:8]}"
+        self._running[name] = self.start(self.context, self.stores, name)
 
     def tend(self) -> None:
         """Replace helpers that died; those that ended by themselves found nothing more to do."""
-        for name, process in list(self._running.items()):
-            if process.poll() is None or process.returncode == 0:
+        for name, helper in list(self._running.items()):
+            died = helper.ended()
+            if not died:
                 continue
-            log.warning("helper %s of job %s died (exit code %s)", name, self.context.job.id, process.returncode)
+            log.warning("helper %s of job %s died (%s)", name, self.context.job.id, died)
             self.context.ledger.chunks.release(self.context.job.id, name)
-            _close(self._running.pop(name))
+            self._running.pop(name).stop()
             self._lost += 1
             if self._lost <= LOST_HELPERS:
                 self._start()
 
     def __exit__(self, *_: object) -> None:
-        for process in self._running.values():
-            _close(process)
-        for process in self._running.values():
-            try:
-                process.wait(timeout=STOP_WAIT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for helper in self._running.values():
+            helper.stop()
+        for helper in self._running.values():
+            helper.join(STOP_WAIT_S)
 
 
-def _close(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    with suppress(BrokenPipeError):
-        process.stdin.close()
+class LocalHelper:
+    """A plain process at the other end of a pipe: when it closes, because the run ends or dies, the helper stops."""
+
+    def __init__(self, context: JobContext, stores: Stores, name: str) -> None:
+        from graph_features.jobs.helper import Assignment
+
+        # A session of its own: Ctrl-C is the runner's to hear.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "graph_features.jobs.helper"], stdin=subprocess.PIPE, start_new_session=True
+        )
+        assert self._process.stdin is not None
+        assignment = Assignment(
+            stores=stores, ledger=context.ledger, job=context.job, name=name, settings=context.settings
+        )
+        with suppress(BrokenPipeError):  # it died at once: `ended` says so
+            pickle.dump(assignment, self._process.stdin)
+            self._process.stdin.flush()
+
+    def ended(self) -> str | None:
+        code = self._process.poll()
+        return None if code is None else f"exit code {code}" if code else ""
+
+    def stop(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def join(self, timeout_s: float) -> None:
+        try:
+            self._process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def starter() -> StartHelper:
+    """Return how helpers start: as RINGFENCE_EXECUTOR says."""
+    settings = load(ExecutorSettings)
+    if settings.executor is ExecutorKind.PROCESS:
+        return LocalHelper
+    from graph_features.jobs.ray_helper import ray_starter
+
+    return ray_starter(settings)
 
 
 def help_out(context: JobContext, stores: Stores) -> None:

@@ -8,6 +8,7 @@ import pickle
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from graph_features.errors import JobCancelledError, RingfenceError
@@ -22,15 +23,28 @@ from graph_features.settings import JobSettings
 log = logging.getLogger(__name__)
 
 
-def main(source: BinaryIO) -> None:
-    """Work on the job that `source` names, until nothing is left to do or `source` ends."""
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a helper is told: the job, what it works on, and the name that its chunks are claimed under."""
+
     stores: Stores
     ledger: Ledger
     job: Job
+    name: str
     settings: JobSettings
-    stores, ledger, job, name, settings = pickle.load(source)  # noqa: S301  the parent process is the other end
+
+
+def main(source: BinaryIO) -> None:
+    """Work on the job that `source` names, until nothing is left to do or `source` ends."""
+    assignment: Assignment = pickle.load(source)  # noqa: S301  the parent process is the other end
     let_go = threading.Event()
     threading.Thread(target=_watch, args=(source, let_go), daemon=True).start()
+    work(assignment, let_go)
+
+
+def work(assignment: Assignment, let_go: threading.Event) -> None:
+    """Do chunks of the job until nothing is left to do, or `let_go` is set; then put down what is in hand."""
+    ledger, job, name, settings = assignment.ledger, assignment.job, assignment.name, assignment.settings
 
     def beat() -> bool:
         return ledger.chunks.beat(job.id, name, attempt=job.attempts)
@@ -39,7 +53,7 @@ def main(source: BinaryIO) -> None:
         context = JobContext(job=job, ledger=ledger, runner=name, stop=stop, settings=settings)
         try:
             with suppress(JobCancelledError):
-                help_out(context, stores)
+                help_out(context, assignment.stores)
         except RingfenceError as error:
             log.warning("helper %s: %s", name, error)  # the chunk's own error is in the ledger
         finally:

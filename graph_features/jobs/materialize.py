@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from graph_features.catalog import catalog
 from graph_features.clock import to_ms
 from graph_features.errors import FeatureComputationError
-from graph_features.executor import ProcessPool
+from graph_features.executor import open_executor
 from graph_features.jobs.backfill import slice_keys
 from graph_features.jobs.crew import run_chunks
 from graph_features.jobs.parameters import MaterializeParameters, SlicesParameters
@@ -17,6 +17,7 @@ from graph_features.jobs.work import chosen_views
 from graph_features.refresh import refresh
 from graph_features.refresh_parts import refresh_in_parts
 from graph_features.schema import Cadence, ViewSchema
+from graph_features.settings import ExecutorKind, ExecutorSettings, load
 
 
 def run_materialize(context: JobContext, stores: Stores) -> None:
@@ -39,7 +40,7 @@ def run_slices(context: JobContext, stores: Stores) -> None:
 
 
 def refresh_pending(context: JobContext, stores: Stores, *, workers: int = 1) -> None:
-    """Refresh everything that is pending, in `workers` processes; its progress counts rows."""
+    """Refresh everything that is pending, with `workers` at once (see RINGFENCE_EXECUTOR); its progress counts rows."""
     for view in catalog().event_views():
         stores.offline.create_view(view)
     n_rows = 0
@@ -50,7 +51,7 @@ def refresh_pending(context: JobContext, stores: Stores, *, workers: int = 1) ->
         context.progress(n_rows, None)
         context.check()  # a mark is cleared only at the end, so stopping between two writes loses nothing
 
-    if workers == 1:
+    if workers == 1 and load(ExecutorSettings).executor is ExecutorKind.PROCESS:
         report = refresh(
             None,
             records=stores.records,
@@ -60,7 +61,7 @@ def refresh_pending(context: JobContext, stores: Stores, *, workers: int = 1) ->
             on_rows=advance,
         )
     else:
-        pool = ProcessPool(workers)
+        pool = open_executor(workers)
         try:
             report = refresh_in_parts(pool, None, stores, on_rows=advance)
         finally:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from uuid import UUID
 
 import pyarrow as pa
 
@@ -18,6 +19,7 @@ from graph_features.jobs.patience import insist
 from graph_features.jobs.records import Chunk, ChunkKey, ChunkState
 from graph_features.jobs.runner import JobContext
 from graph_features.jobs.stores import Stores
+from graph_features.partitions import HasCache, PartitionedEdges, own_accounts
 from graph_features.refresh import newest_rows
 from graph_features.schema import Cadence, ViewSchema
 from graph_features.settings import FeatureSettings
@@ -45,20 +47,59 @@ def view_hash(schema: ViewSchema, settings: FeatureSettings) -> str:
 
 @dataclass(kw_only=True)
 class Work:
-    """What chunks are computed from and written to; reading the records takes as long as many chunks, so once."""
+    """What chunks are computed from and written to; reading the records takes as long as many chunks, so once.
+
+    Chunks of a partition are computed from that partition's files, where the stores have a place for them.
+    """
 
     stores: Stores
     schemas: Mapping[str, ViewSchema]
-    edges: EdgeTable
+    job_id: UUID
+    before_ms: int
+    max_seq: int
+    _partition: tuple[int, int, EdgeTable] | None = None
 
     @classmethod
     def load(cls, stores: Stores, schemas: Mapping[str, ViewSchema], planned: Sequence[Chunk]) -> Work:
         """Read the records that the planned chunks of one job need; they share one ingest sequence."""
-        before_ms = max(chunk.key.end_ms for chunk in planned)
-        max_seq = planned[0].key.source_seq
-        records = stores.records.read_all(before_ms=before_ms, max_seq=max_seq)
-        edges = EdgeTable.from_arrow(records.transactions, records.statuses, records.labels, max_seq=max_seq)
-        return cls(stores=stores, schemas=schemas, edges=edges)
+        work = cls(
+            stores=stores,
+            schemas=schemas,
+            job_id=planned[0].job_id,
+            before_ms=max(chunk.key.end_ms for chunk in planned),
+            max_seq=planned[0].key.source_seq,
+        )
+        if not any(work.in_files(chunk.key) for chunk in planned):
+            _ = work.edges  # now: who does not get the records had better not claim anything
+        return work
+
+    @cached_property
+    def edges(self) -> EdgeTable:
+        """Everything. Read when first asked for: a worker that does partitions alone never holds it."""
+        records = self.stores.records.read_all(before_ms=self.before_ms, max_seq=self.max_seq)
+        return EdgeTable.from_arrow(records.transactions, records.statuses, records.labels, max_seq=self.max_seq)
+
+    def in_files(self, key: ChunkKey) -> bool:
+        """Whether a chunk is computed from the files of its partition."""
+        return key.partitions > 1 and isinstance(self.stores, HasCache)
+
+    def files(self, partitions: int) -> PartitionedEdges:
+        """Return where the job's files are on this machine, or will be."""
+        assert isinstance(self.stores, HasCache)
+        folder = self.stores.cache_folder / "partitions" / f"{self.job_id}-{partitions}"
+        return PartitionedEdges(folder=folder, partitions=partitions)
+
+    def edges_of(self, key: ChunkKey) -> EdgeTable:
+        """Return the table that a chunk is computed from; that of one partition is kept for the next chunk."""
+        if not self.in_files(key):
+            return self.edges
+        wanted = (key.partition, key.partitions)
+        if self._partition is None or self._partition[:2] != wanted:
+            self._partition = None  # let go of the one before the next is there
+            files = self.files(key.partitions)
+            files.prepare(self.stores.records, before_ms=self.before_ms, max_seq=self.max_seq)
+            self._partition = (*wanted, files.edges(key.partition))
+        return self._partition[2]
 
     def schema(self, key: ChunkKey) -> ViewSchema:
         schema = self.schemas.get(key.view)
@@ -76,9 +117,10 @@ class Work:
         if schema.cadence is Cadence.SLICE:
             yield slice_rows(schema, self.edges, as_of_ms=key.start_ms, settings=settings)
             return
-        accounts = None if key.partitions == 1 else accounts_of(self.edges, key.partition, key.partitions)
+        edges = self.edges_of(key)
+        accounts = None if key.partitions == 1 else accounts_of(edges, key.partition, key.partitions)
         yield from event_rows(
-            schema, self.edges, from_ms=key.start_ms, to_ms=key.end_ms, settings=settings, accounts=accounts
+            schema, edges, from_ms=key.start_ms, to_ms=key.end_ms, settings=settings, accounts=accounts
         )
 
     def await_stores(self, context: JobContext) -> None:
@@ -185,8 +227,8 @@ def _do_chunk(context: JobContext, chunk: Chunk, work: Work) -> None:
 
 
 def accounts_of(edges: EdgeTable, partition: int, partitions: int) -> list[str]:
-    """Return the accounts of a partition: by a checksum of their id, so that new accounts move no old one."""
-    return [account_id for account_id in edges.account_ids if zlib.crc32(account_id.encode()) % partitions == partition]
+    """Return the accounts of a partition, in order."""
+    return edges.account_ids[own_accounts(edges, partition, partitions)].tolist()  # type: ignore[no-any-return]
 
 
 def is_over(counts: Mapping[ChunkState, int]) -> bool:

@@ -56,15 +56,15 @@ def test_relative_imports_are_not_used() -> None:
 
 # What each entry must not pull in: it would cost seconds or hundreds of megabytes where nobody uses it.
 LIGHT = {
-    "infra.cli": {"torch", "feast", "mlflow", "numba", "pyarrow", "numpy", "duckdb", "fastapi", "neo4j"},
+    "infra.cli": {"ray", "torch", "feast", "mlflow", "numba", "pyarrow", "numpy", "duckdb", "fastapi", "neo4j"},
     "graph_features.schema": {"torch", "feast", "mlflow", "numba", "duckdb"},
     "graph_features.tuples": {"torch", "feast", "mlflow", "numba", "duckdb"},
     "graph_features.stores.blocks": {"torch", "feast", "mlflow", "numba", "duckdb"},
-    "graph_features.backends": {"torch", "feast", "mlflow", "numba", "duckdb", "neo4j", "psycopg", "redis"},
-    "training.bundle": {"torch", "feast", "mlflow", "numba", "sklearn", "matplotlib"},
-    "serving.scorer": {"torch", "feast", "mlflow", "numba"},
-    "serving.pool": {"torch", "feast", "mlflow", "numba"},
-    "serving.app": {"torch", "feast"},
+    "graph_features.backends": {"ray", "torch", "feast", "mlflow", "numba", "duckdb", "neo4j", "psycopg", "redis"},
+    "training.bundle": {"ray", "torch", "feast", "mlflow", "numba", "sklearn", "matplotlib"},
+    "serving.scorer": {"ray", "torch", "feast", "mlflow", "numba"},
+    "serving.pool": {"ray", "torch", "feast", "mlflow", "numba"},
+    "serving.app": {"ray", "torch", "feast"},
 }
 
 
@@ -75,6 +75,51 @@ def test_importing_a_light_module_loads_nothing_heavy(module: str) -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     heavy = LIGHT[module] & set(loaded.stdout.split())
     assert not heavy, f"{module} imports {sorted(heavy)}"
+
+
+def test_ray_is_imported_where_it_is_used_only() -> None:
+    """Ray is an extra: no module imports it before someone asks for it, and none but those on Ray at all."""
+    users = set()
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            at_import = [node for node in tree.body if _imports(node, "ray")]
+            assert not at_import, f"{path.relative_to(ROOT)} imports Ray when it is imported itself"
+            if any(_imports(node, "ray") for node in ast.walk(tree)):
+                users.add(path.stem)
+    assert users
+    assert all(name.startswith("ray_") for name in users)
+
+
+def _imports(node: ast.AST, package: str) -> bool:
+    if isinstance(node, ast.Import):
+        return any(alias.name.partition(".")[0] == package for alias in node.names)
+    return isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == package
+
+
+def test_modules_on_ray_can_be_imported_without_it() -> None:
+    """Where Ray is not installed, what uses it can be imported and says which extra is missing."""
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for room in ROOMS
+        for path in (ROOT / room).rglob("ray_*.py")
+    )
+    assert modules
+    code = f"""
+import importlib, sys
+sys.modules["ray"] = None
+for name in {modules!r}:
+    importlib.import_module(name)
+from graph_features.errors import SettingsError
+from graph_features.ray_cluster import connect
+from graph_features.settings import ExecutorSettings
+try:
+    connect(ExecutorSettings())
+except SettingsError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "ringfence[ray]" in done.stdout
 
 
 def test_cypher_and_sql_live_in_their_files() -> None:
