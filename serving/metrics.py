@@ -61,6 +61,25 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.shadow = Counter(
+            "ringfence_shadow_scores",
+            "Payments offered to the challenger by its version and what came of it.",
+            ["version", "outcome"],
+            registry=self.registry,
+        )
+        self.shadow_difference = Histogram(
+            "ringfence_shadow_difference",
+            "Largest difference of a score between challenger and champion within a request.",
+            ["version"],
+            buckets=(0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0),
+            registry=self.registry,
+        )
+        self.challenger = Gauge(
+            "ringfence_challenger_info",
+            "1 for the challenger in use, 0 for earlier ones.",
+            ["name", "version"],
+            registry=self.registry,
+        )
         self.model = Gauge(
             "ringfence_model_info",
             "1 for the model in use, 0 for earlier ones.",
