@@ -20,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME
 APART := env -u RINGFENCE_PROFILE -u RINGFENCE_RATES -u MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-stores bench-jobs chaos-jobs chaos-schedule services-up services-down lock clean
+.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-stores bench-jobs bench-serving chaos-jobs chaos-schedule services-up services-down lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ chaos-jobs: install   ## A backfill of 60 slices while 20 SIGKILLs hit workers, 
 
 chaos-schedule: install  ## Two schedulers for five minutes, the leader killed every 30 seconds
 	$(BIN)/python -m bench.chaos_schedule
+
+bench-serving: install    ## The REST API against feast serve, MLflow, LitServe, Ray Serve and its own limit
+	$(BIN)/python -m bench.serving
 
 bench-stores: install     ## The Feast stores
 	$(BIN)/python -m bench.stores
