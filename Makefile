@@ -20,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME
 APART := env -u RINGFENCE_PROFILE -u RINGFENCE_RATES -u MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-stores bench-jobs bench-serving chaos-jobs chaos-schedule services-up services-down lock clean
+.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-stores bench-jobs bench-serving chaos-serving chaos-jobs chaos-schedule services-up services-down lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ chaos-schedule: install  ## Two schedulers for five minutes, the leader killed e
 
 bench-serving: install    ## The REST API against feast serve, MLflow, LitServe, Ray Serve and its own limit
 	$(BIN)/python -m bench.serving
+
+chaos-serving: install   ## The REST API under load while workers, stores, clients and the disk fail (some minutes)
+	$(BIN)/python -m bench.faults
 
 bench-stores: install     ## The Feast stores
 	$(BIN)/python -m bench.stores
