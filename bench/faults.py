@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,9 @@ def write_offline(world: World) -> None:
     from graph_features.drivers import batch
     from graph_features.settings import FeatureSettings
 
+    done = world.home / "offline-filled"
+    if done.exists():
+        return
     offline, views = PostgresOfflineStore(world.services.postgres), catalog()
     for view in views.schemas.values():
         offline.create_view(view)
@@ -212,6 +215,7 @@ def write_offline(world: World) -> None:
     for at, (name, table) in enumerate(rows):
         offline.write(views.schemas[name], table, part=f"bench-{at}")
     offline.close()
+    done.touch()
 
 
 @contextmanager
@@ -292,8 +296,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--kill-s", type=float, default=60.0)
     parser.add_argument("--fault-s", type=float, default=8.0)
+    parser.add_argument("--home", type=Path, help="keep the servers and what is in them here")
     given: Any = parser.parse_args()
-    with guarded_home() as home:
+    with guarded_home() if given.home is None else nullcontext(given.home) as home:
         publish("faults", measured(home.resolve(), given))
 
 

@@ -47,6 +47,16 @@ class Metrics:
         self.engineered = Counter(
             "ringfence_engineered_keys", "Entities sent to the feature workers.", ["outcome"], registry=self.registry
         )
+        self.expected_wait = Gauge(
+            "ringfence_expected_wait_seconds",
+            "How long the next payment would wait for a worker.",
+            registry=self.registry,
+        )
+        self.decision_backlog = Gauge(
+            "ringfence_decision_backlog_bytes",
+            "Decisions on disk that are not in their database yet.",
+            registry=self.registry,
+        )
         self.in_flight = Gauge("ringfence_requests_in_flight", "Requests at work.", registry=self.registry)
         self.refused = Counter("ringfence_overload_refused", "Requests refused for overload.", registry=self.registry)
         self.accepted = Counter(

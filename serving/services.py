@@ -78,6 +78,8 @@ class Services:
     def __post_init__(self) -> None:
         self.health = Health(self._resources())
         self.metrics.watch((self.inference, self.features))
+        self.metrics.expected_wait.set_function(lambda: self.predictor.admission.wait_s)
+        self.metrics.decision_backlog.set_function(lambda: getattr(self.decisions, "backlog_bytes", 0))
         if (collector := self.jobs.collector()) is not None:
             self.metrics.registry.register(collector)
 
