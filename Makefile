@@ -98,6 +98,12 @@ chaos-jobs: install   ## A backfill of 60 slices while 20 SIGKILLs hit workers, 
 chaos-schedule: install  ## Two schedulers for five minutes, the leader killed every 30 seconds
 	$(BIN)/python -m bench.chaos_schedule
 
+bench-serving: install    ## The REST API against feast serve, MLflow, LitServe, Ray Serve and its own limit
+	$(BIN)/python -m bench.serving
+
+chaos-serving: install   ## The REST API under load while workers, stores, clients and the disk fail (some minutes)
+	$(BIN)/python -m bench.faults
+
 bench-stores: install     ## The Feast stores
 	$(BIN)/python -m bench.stores
 

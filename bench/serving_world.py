@@ -105,7 +105,7 @@ class World:
     def register_model(self, seed: int, alias: str = "champion") -> str:
         """Train nothing, register a network of the usual size; return its version."""
         command = [sys.executable, "-m", "bench.serving_model", str(seed), alias]
-        done = subprocess.run(command, env=self.environment, check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True)
         return done.stdout.split()[-1]
 
     def transactions(self, count: int, seed: int) -> list[dict[str, Any]]:
@@ -196,12 +196,14 @@ def started(
 
 
 @contextmanager
-def serving(world: World, **settings: Any) -> Iterator[Process]:
-    """Our server, ready to score; `settings` are those of RINGFENCE_SERVING_*."""
+def serving(world: World, *, environment: Mapping[str, str] | None = None, **settings: Any) -> Iterator[Process]:
+    """Our server, ready to score; `settings` are those of RINGFENCE_SERVING_*, `environment` has further variables."""
     port = free_port()
     own = {f"RINGFENCE_SERVING_{name.upper()}": str(value) for name, value in settings.items()}
-    environment = {**world.environment, "RINGFENCE_WORKERS": "2", **own, "RINGFENCE_SERVING_PORT": str(port)}
+    more = {"RINGFENCE_WORKERS": "2", **own, **(environment or {}), "RINGFENCE_SERVING_PORT": str(port)}
     command = [sys.executable, "-m", "serving.main"]
-    with started(command, port=port, environment=environment, log=world.home / "server.log") as process:
+    with started(
+        command, port=port, environment={**world.environment, **more}, log=world.home / "server.log"
+    ) as process:
         process.await_ready("/health/ready")
         yield process

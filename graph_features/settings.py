@@ -159,7 +159,7 @@ class ServingSettings(BaseSettings):
     pool: PoolKind = PoolKind.PROCESS
     workers: int = Field(default=0, ge=0, le=256, description="Inference workers; 0 takes RINGFENCE_WORKERS.")
     feature_workers: int = Field(default=1, ge=1, le=256, description="Workers that compute missing features.")
-    shard_rows: int = Field(default=200, ge=1, le=10_000, description="Transactions per inference task.")
+    shard_rows: int = Field(default=200, ge=1, le=10_000, description="Payments from which on a request is split.")
     max_batch: int = Field(default=1_000, ge=1, le=100_000, description="Most transactions or rows in one request.")
     max_explained: int = Field(default=50, ge=1, description="Most transactions in one request with explain.")
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1_024)
@@ -180,6 +180,9 @@ class ServingSettings(BaseSettings):
     drain_s: float = Field(default=10.0, ge=0, description="Time that running requests get at shutdown.")
     model_name: str = "ringfence"
     model_alias: str = "champion"
+    challenger_alias: str = Field(
+        default="", description="Alias of a model that scores every request too, off the reply's path; empty for none."
+    )
     model_poll_s: float = Field(default=5.0, gt=0, description="How often the alias is looked up.")
     future_skew_s: int = Field(default=300, ge=0, description="How far ahead of the clock a payment may lie.")
     decision_sample: float = Field(default=1.0, ge=0, le=1, description="Share of scores that leave a decision record.")

@@ -95,6 +95,8 @@ def _instants(ms: npt.NDArray[np.int64]) -> list[str | None]:
 def _degraded(sheet: Sheet) -> dict[int, list[Degraded]]:
     """By payment what its score had to do without. Never-seen accounts and their pairs have nothing to be missed."""
     out: dict[int, list[Degraded]] = {}
+    if not sheet.state.any():
+        return out
     for at, row in zip(*(found.tolist() for found in np.nonzero(sheet.state)), strict=True):
         view = sheet.views[at]
         if view.cadence is Cadence.SLICE and row in sheet.unseen:

@@ -25,12 +25,14 @@ from serving.graph_sync import GraphSync
 from serving.inference import own_environment
 from serving.jobs import Jobs
 from serving.journal import DecisionJournal
+from serving.last_good import LastGood
 from serving.metrics import Metrics
 from serving.models import ModelFollower
 from serving.payments import Payments
 from serving.pool import InlinePool, Pool, ProcessPool
 from serving.predict import Predictor
 from serving.services import Services, Stores
+from serving.shadow import Shadow
 from serving.threads import ThreadPool
 from serving.worker import HandlerSpec
 from training import registry
@@ -87,14 +89,8 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
             batch_window_s=settings.batch_window_ms / 1e3,
             overload_s=settings.overload_ms / 1e3,
         ),
-        follower=ModelFollower(
-            name=settings.model_name,
-            alias=settings.model_alias,
-            resolve=partial(registry.resolve, settings.model_name, settings.model_alias, home=platform.home),
-            feature_hash=lambda views: catalog().feature_hash(views, settings=load(FeatureSettings)),
-            pool=inference,
-            metrics=metrics,
-        ),
+        follower=_follower(platform, settings, inference, metrics, settings.model_alias),
+        shadow=_shadow(platform, settings, inference, metrics),
         decisions=decisions,
         jobs=Jobs(
             ledger=open_ledger(platform),
@@ -104,6 +100,33 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
         ),
         metrics=metrics,
         close_stores=stores.close,
+    )
+
+
+def _follower(
+    platform: PlatformSettings, settings: ServingSettings, pool: Pool, metrics: Metrics, alias: str, needed: bool = True
+) -> ModelFollower:
+    return ModelFollower(
+        name=settings.model_name,
+        alias=alias,
+        resolve=partial(registry.resolve, settings.model_name, alias, home=platform.home),
+        feature_hash=lambda views: catalog().feature_hash(views, settings=load(FeatureSettings)),
+        pool=pool,
+        metrics=metrics,
+        last_good=LastGood(platform.home / "models", settings.model_name, alias),
+        needed=needed,
+    )
+
+
+def _shadow(platform: PlatformSettings, settings: ServingSettings, pool: Pool, metrics: Metrics) -> Shadow | None:
+    if not settings.challenger_alias:
+        return None
+    return Shadow(
+        pool=pool,
+        follower=_follower(platform, settings, pool, metrics, settings.challenger_alias, needed=False),
+        metrics=metrics,
+        shard_rows=settings.shard_rows,
+        timeout_s=settings.score_timeout_ms / 1e3,
     )
 
 

@@ -47,6 +47,16 @@ class Metrics:
         self.engineered = Counter(
             "ringfence_engineered_keys", "Entities sent to the feature workers.", ["outcome"], registry=self.registry
         )
+        self.expected_wait = Gauge(
+            "ringfence_expected_wait_seconds",
+            "How long the next payment would wait for a worker.",
+            registry=self.registry,
+        )
+        self.decision_backlog = Gauge(
+            "ringfence_decision_backlog_bytes",
+            "Decisions on disk that are not in their database yet.",
+            registry=self.registry,
+        )
         self.in_flight = Gauge("ringfence_requests_in_flight", "Requests at work.", registry=self.registry)
         self.refused = Counter("ringfence_overload_refused", "Requests refused for overload.", registry=self.registry)
         self.accepted = Counter(
@@ -59,6 +69,25 @@ class Metrics:
             "ringfence_freshness_seconds",
             "From a write's arrival to its features online.",
             buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.shadow = Counter(
+            "ringfence_shadow_scores",
+            "Payments offered to the challenger by its version and what came of it.",
+            ["version", "outcome"],
+            registry=self.registry,
+        )
+        self.shadow_difference = Histogram(
+            "ringfence_shadow_difference",
+            "Largest difference of a score between challenger and champion within a request.",
+            ["version"],
+            buckets=(0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0),
+            registry=self.registry,
+        )
+        self.challenger = Gauge(
+            "ringfence_challenger_info",
+            "1 for the challenger in use, 0 for earlier ones.",
+            ["name", "version"],
             registry=self.registry,
         )
         self.model = Gauge(

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from graph_features.errors import ModelError, RingfenceError, SchemaMismatchError
+from graph_features.errors import ModelError, RingfenceError, SchemaMismatchError, StoreUnavailableError
+from serving.last_good import LastGood
 from serving.metrics import Metrics
 from serving.pool import Pool
 from serving.scorer import ModelRef
-from training.bundle import BundleInfo, read_info
+from training.bundle import BundleInfo, read_golden, read_info
 
 log = logging.getLogger("ringfence.serving.models")
 
@@ -24,6 +25,10 @@ Resolve = Callable[[], tuple[str, Path]]
 the registry does not answer."""
 
 LOAD_TIMEOUT_S = 60.0
+LOOK_UP_TIMEOUT_S = 30.0
+GOLDEN_TOLERANCE = 1e-4
+"""What kernels of another processor may differ by from those that the model was exported on."""
+
 _SAME_SCORE = 1e-6
 
 
@@ -36,7 +41,10 @@ class LoadedModel:
 
 
 class ModelFollower:
-    """Keeps `current` at the version that the alias names; the last good one when the new one fails."""
+    """Keeps `current` at the version that the alias names; the last good one when the new one fails.
+
+    `needed` is false for a challenger: new workers load it when they are first asked, not before they are up.
+    """
 
     def __init__(
         self,
@@ -47,6 +55,8 @@ class ModelFollower:
         feature_hash: Callable[[tuple[str, ...]], str],
         pool: Pool,
         metrics: Metrics,
+        last_good: LastGood | None = None,
+        needed: bool = True,
     ) -> None:
         self.current: LoadedModel | None = None
         self._name = name
@@ -54,7 +64,10 @@ class ModelFollower:
         self._resolve = resolve
         self._feature_hash = feature_hash
         self._pool = pool
-        self._metrics = metrics
+        self._gauge = metrics.model if needed else metrics.challenger
+        self._last_good = last_good
+        self._needed = needed
+        self._looking: asyncio.Future[tuple[str, Path]] | None = None
         self._problem = f"{name!r} with alias {alias!r} was not looked up yet, try again in a moment"
 
     def require(self) -> LoadedModel:
@@ -78,7 +91,7 @@ class ModelFollower:
     async def step(self) -> bool:
         """Look the alias up once; return whether another model came into use."""
         try:
-            version, path = await asyncio.to_thread(self._resolve)
+            version, path = await self._look_up()
             ref = ModelRef(name=self._name, version=str(version), alias=self._alias, path=str(path))
             if self.current is not None and self.current.ref == ref:
                 self._problem = ""
@@ -86,11 +99,35 @@ class ModelFollower:
             info = await self._take(ref)
         except RingfenceError as error:
             self._keep(str(error))
-            return False
+            return isinstance(error, StoreUnavailableError) and await self._fall_back()
         except Exception as error:  # noqa: BLE001 - the supervisor: whatever is wrong with a new model, the old one stays
             self._keep(f"the model could not be taken ({type(error).__name__}: {error})")
             return False
         self._use(LoadedModel(ref=ref, info=info))
+        return True
+
+    async def _look_up(self) -> tuple[str, Path]:
+        """Ask the registry, once at a time: one that hangs holds one thread, not one more with every look."""
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(asyncio.to_thread(self._resolve))
+        done, _ = await asyncio.wait([self._looking], timeout=LOOK_UP_TIMEOUT_S)
+        if not done:
+            raise StoreUnavailableError(f"the model registry has not answered for {LOOK_UP_TIMEOUT_S:g} s or more")
+        looked, self._looking = self._looking, None
+        return looked.result()
+
+    async def _fall_back(self) -> bool:
+        """With the registry away and no model in use: take the one that served last."""
+        ref = None if self.current is not None or self._last_good is None else self._last_good.read()
+        if ref is None:
+            return False
+        problem = self._problem
+        try:
+            self._use(LoadedModel(ref=ref, info=await self._take(ref)))
+        except Exception as error:  # noqa: BLE001 - as with a new model: the reason is kept, and there is none in use
+            self._keep(f"{problem}; the model that served last could not be taken either ({error})")
+            return False
+        self._keep(problem)
         return True
 
     def _keep(self, problem: str) -> None:
@@ -106,6 +143,12 @@ class ModelFollower:
         golden = await self._everywhere("golden", ref)
         if any(np.abs(scores - golden[0]).max(initial=0.0) > _SAME_SCORE for scores in golden):
             raise ModelError(f"model version {ref.version} scores its own examples differently from worker to worker")
+        expected = await asyncio.to_thread(read_golden, Path(ref.path))
+        if expected is not None and not np.allclose(golden[0], expected, rtol=0, atol=GOLDEN_TOLERANCE):
+            raise ModelError(
+                f"model version {ref.version} scores its own examples otherwise than where it was exported: by up to "
+                f"{float(np.abs(golden[0] - expected).max()):.2e}, at most {GOLDEN_TOLERANCE:.0e} was expected"
+            )
         return info
 
     def _check_features(self, info: BundleInfo) -> None:
@@ -122,10 +165,13 @@ class ModelFollower:
 
     def _use(self, model: LoadedModel) -> None:
         # From here on new workers start with it; a score names its model, so requests under way end with theirs.
-        self._pool.on_start("load", model.ref)
+        if self._needed:
+            self._pool.on_start("load", model.ref)
+        if self._last_good is not None:
+            self._last_good.write(model.ref)
         previous, self.current = self.current, model
         self._problem = ""
         if previous is not None:
-            self._metrics.model.labels(previous.ref.name, previous.ref.version).set(0)
-        self._metrics.model.labels(model.ref.name, model.ref.version).set(1)
+            self._gauge.labels(previous.ref.name, previous.ref.version).set(0)
+        self._gauge.labels(model.ref.name, model.ref.version).set(1)
         log.info("model in use", extra={"version": model.ref.version, "feature_hash": model.info.feature_hash})

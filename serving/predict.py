@@ -26,6 +26,9 @@ Float32 = npt.NDArray[np.float32]
 FIRST_ATTEMPT = 0.4
 """Share of a scoring task's time after which its worker counts as hung; the rest is for another one."""
 
+LARGEST = 5
+"""Shards of the configured size that one task may hold."""
+
 Row = int
 """A row position, 0 to 2B - 1; see serving.scorer."""
 
@@ -155,6 +158,9 @@ class Predictor:
         await self._infer(model, sheet, np.arange(len(sheet)), explain)
         scored = loop_time()
         self.admission.observe(scored - begun, among=among)
+        if not sheet.state.any():
+            sheet.stage_ms["feature_engineering"] = 0.0
+            return sheet
         for renew in (True, False):
             changed = await self._engineer(sheet, renew=renew, deadline=begun + self._deadline_s)
             if not changed:
@@ -165,8 +171,7 @@ class Predictor:
 
     async def _infer(self, model: LoadedModel, sheet: Sheet, payments: Int64, explain: bool) -> None:
         """Route 2: score the payments at these positions, a shard per task."""
-        n_shards = -(-len(payments) // self._shard_rows)
-        parts = np.array_split(payments, n_shards)
+        parts = np.array_split(payments, self._shards(len(payments)))
         results: list[ShardScores] = await asyncio.gather(
             *(self._batcher.score(model.ref, sheet.shard(part, explain=explain)) for part in parts)
         )
@@ -176,6 +181,15 @@ class Predictor:
             name = stage.removesuffix("_ms")
             longest = max(getattr(result, stage) for result in results)
             sheet.stage_ms[name] = sheet.stage_ms.get(name, 0.0) + longest
+
+    def _shards(self, payments: int) -> int:
+        """How many tasks: as many as there are workers, but none for less than a shard and none of many shards.
+
+        A task costs some milliseconds whatever its size, and a worker that gets one task more than the others is what
+        everyone waits for.
+        """
+        wanted, least = (-(-payments // rows) for rows in (self._shard_rows, LARGEST * self._shard_rows))
+        return max(least, min(wanted, self._pool.size))
 
     async def _submit(self, model: ModelRef, shard: Shard) -> ShardScores:
         timeout_s = self._score_timeout_s

@@ -61,6 +61,8 @@ async def predict(request: Request) -> Response:
     columns = TransactionColumns.from_arrow(rows.table)
     sheet = await services.predictor.score(model, columns, explain=asked.explain)
     ids = rows.table["transaction_id"].to_pylist()
+    if services.shadow is not None:
+        services.shadow.offer(sheet, model)
     scores = scores_of(sheet, ids, model)
     scored = time.perf_counter()
     kept = _sampled(services.settings.decision_sample, len(sheet))

@@ -38,8 +38,8 @@ Float32 = npt.NDArray[np.float32]
 ABSENT_MS = -1
 """as_of of a row that a score was made without."""
 
-MODELS_KEPT = 2
-"""The model in use and the one that is about to be, or was until now."""
+MODELS_KEPT = 4
+"""The model in use and the one that is about to be, or was until now; the same of a challenger."""
 
 
 class State(IntEnum):
@@ -169,11 +169,11 @@ class ShardScorer:
 
     def _bundle(self, model: ModelRef) -> Bundle:
         key = (model.version, model.path)
-        bundle = self._bundles.get(key)
-        if bundle is None:
-            bundle = self._bundles[key] = Bundle.load(Path(model.path))
-            while len(self._bundles) > MODELS_KEPT:
-                del self._bundles[next(iter(self._bundles))]
+        bundle = self._bundles.pop(key, None) or Bundle.load(Path(model.path))
+        # The one used last stands last: the first goes when there are too many.
+        self._bundles[key] = bundle
+        while len(self._bundles) > MODELS_KEPT:
+            del self._bundles[next(iter(self._bundles))]
         return bundle
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import cast
@@ -28,11 +29,14 @@ from serving.models import ModelFollower
 from serving.payments import Payments
 from serving.pool import Pool
 from serving.predict import Predictor
+from serving.shadow import Shadow
 
 log = logging.getLogger("ringfence.serving")
 
 PURGE_EVERY_S = 3_600.0
 ADOPT_EVERY_S = 10.0
+THREADS = 64
+"""For calls of stores; `max_in_flight` requests wait for no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ class Services:
     decisions: DecisionLog | DecisionJournal
     jobs: Jobs
     metrics: Metrics
+    shadow: Shadow | None = None
     close_stores: Callable[[], None] = lambda: None
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     draining: bool = False
@@ -73,6 +78,8 @@ class Services:
     def __post_init__(self) -> None:
         self.health = Health(self._resources())
         self.metrics.watch((self.inference, self.features))
+        self.metrics.expected_wait.set_function(lambda: self.predictor.admission.wait_s)
+        self.metrics.decision_backlog.set_function(lambda: getattr(self.decisions, "backlog_bytes", 0))
         if (collector := self.jobs.collector()) is not None:
             self.metrics.registry.register(collector)
 
@@ -91,11 +98,15 @@ class Services:
 
     async def start(self) -> None:
         """Begin to follow the model, to delete decisions past their retention and to take up jobs left behind."""
+        # Stores that hang hold threads: what they have to do with must not wait for them.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="stores"))
         self._tasks = [
             asyncio.create_task(self.follower.follow(self.settings.model_poll_s)),
             asyncio.create_task(self._purge()),
             asyncio.create_task(self._adopt()),
         ]
+        if self.shadow is not None:
+            self._tasks.append(asyncio.create_task(self.shadow.follower.follow(self.settings.model_poll_s)))
 
     async def stop(self) -> None:
         """Let what runs come to its end, in the order in which it depends on each other."""

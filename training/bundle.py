@@ -1,7 +1,8 @@
 """A model as it lies on disk and as serving runs it: an ONNX graph and what it needs to be fed. Imports no torch.
 
 A bundle is a folder: `model.onnx` (serving), `model.pt2` (the same network as a torch.export archive, no pickle),
-`spec.json` (BundleInfo), `example.npz` (a few input tuples) and `ordinary.npz` (the median payment, see explanations).
+`spec.json` (BundleInfo), `example.npz` (a few input tuples), `golden.npy` (the network's own scores of them) and
+`ordinary.npz` (the median payment, see explanations).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ PT2_FILE = "model.pt2"
 SPEC_FILE = "spec.json"
 EXAMPLE_FILE = "example.npz"
 ORDINARY_FILE = "ordinary.npz"
+GOLDEN_FILE = "golden.npy"
 FORMAT_VERSION = 1
 
 
@@ -113,6 +115,12 @@ class Bundle:
         """The input tuples that were saved beside the model: warm a worker up with them."""
         with np.load(self.path / EXAMPLE_FILE, allow_pickle=False) as arrays:
             return InputTuples(**{name: arrays[name] for name in arrays.files})
+
+
+def read_golden(folder: Path) -> npt.NDArray[np.float32] | None:
+    """Scores of the example as the network gave them where it was exported; None in older bundles."""
+    path = folder / GOLDEN_FILE
+    return np.asarray(np.load(path, allow_pickle=False), np.float32) if path.is_file() else None
 
 
 def ordinary_payment(sample: InputTuples) -> InputTuples:

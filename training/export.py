@@ -21,7 +21,16 @@ from torch import nn
 from graph_features.errors import ModelError
 from graph_features.input_spec import InputSpec
 from graph_features.tuples import AccountInputs, InputTuples
-from training.bundle import EXAMPLE_FILE, ONNX_FILE, ORDINARY_FILE, PT2_FILE, Bundle, BundleInfo, ordinary_payment
+from training.bundle import (
+    EXAMPLE_FILE,
+    GOLDEN_FILE,
+    ONNX_FILE,
+    ORDINARY_FILE,
+    PT2_FILE,
+    Bundle,
+    BundleInfo,
+    ordinary_payment,
+)
 from training.encoder import ENCODER_ONNX, ENCODER_PT2, Encoder, EncoderInfo
 from training.model import PaymentNetwork
 from training.towers import AccountEncoder
@@ -46,9 +55,9 @@ def write_bundle(path: Path, model: PaymentNetwork, info: BundleInfo, sample: In
     try:
         arrays = traceable(sample).feeds()
         export_graph(model.to("cpu").eval(), arrays, "batch", "score", onnx=folder / ONNX_FILE, pt2=folder / PT2_FILE)
-        np.savez(
-            folder / EXAMPLE_FILE, allow_pickle=False, **sample.take(np.arange(min(EXAMPLE_ROWS, len(sample)))).feeds()
-        )
+        example = sample.take(np.arange(min(EXAMPLE_ROWS, len(sample))))
+        np.savez(folder / EXAMPLE_FILE, allow_pickle=False, **example.feeds())
+        np.save(folder / GOLDEN_FILE, network_scores(model, example), allow_pickle=False)
         np.savez(folder / ORDINARY_FILE, allow_pickle=False, **ordinary_payment(sample).feeds())
         info.save(folder)
         bundle = Bundle.load(folder)

@@ -309,7 +309,7 @@ def make_predictor(online: MemoryOnline, world: World) -> Any:
     pools: list[InlinePool] = []
 
     def make(*, shard_rows: int = 200, deadline_s: float = 5.0) -> Predictor:
-        inference = InlinePool(name="inference", size=1, build=lambda: ShardScorer(online))
+        inference = InlinePool(name="inference", size=4, build=lambda: ShardScorer(online))
         features = InlinePool(name="features", size=2, build=lambda: world)
         pools.extend((inference, features))
         return Predictor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -20,10 +21,12 @@ from serving.job_metrics import JobCollector
 from serving.metrics import Metrics
 from serving.pool import InlinePool
 
+DASHBOARD = Path(__file__).parents[3] / "infra" / "grafana" / "ringfence.dashboard.json"
 RULES = Path(__file__).parents[3] / "infra" / "prometheus" / "ringfence.rules.yaml"
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 NOT_METRICS = {"sum", "by", "rate", "time", "or", "ignoring", "histogram_quantile", "min_over_time", "le", "status",
-               "state", "view", "reason"}  # fmt: skip
+               "state", "view", "reason", "increase", "pool", "version", "stage", "route", "decision",
+               "outcome", "kind"}  # fmt: skip
 
 
 def status() -> PlatformStatus:
@@ -64,6 +67,16 @@ def exported() -> str:
     metrics.registry.register(JobCollector(status))
     metrics.requests.labels("/predict", "POST", "200").inc()
     metrics.freshness_seconds.observe(1.0)
+    metrics.request_seconds.labels("/predict").observe(0.1)
+    metrics.stage_seconds.labels("read").observe(0.1)
+    metrics.scores.labels("1", "flag").inc()
+    metrics.degraded.labels("v", "stale").inc()
+    metrics.engineered.labels("done").inc()
+    metrics.accepted.labels("labels", "known").inc()
+    for gauge in (metrics.model, metrics.challenger):
+        gauge.labels("m", "1").set(1)
+    metrics.shadow.labels("2", "other decision").inc()
+    metrics.shadow_difference.labels("2").observe(0.1)
     return generate_latest(metrics.registry).decode()
 
 
@@ -96,6 +109,25 @@ def test_every_metric_of_the_rules_is_exported() -> None:
         used = set(re.findall(r"[a-z_]{2,}", bare)) - NOT_METRICS
         assert used, rule["alert"]
         assert used <= names, f"{rule['alert']}: {used - names}"
+
+
+def test_dashboard_is_complete_and_shows_what_is_exported() -> None:
+    """Grafana must be able to load the dashboard, and each panel must ask for metrics that the server exports."""
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    assert {"title", "uid", "schemaVersion", "templating", "time"} <= set(dashboard)
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) >= 12
+    names = set(re.findall(r"^([a-z_]+)(?:\{| )", exported(), re.MULTILINE))
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24, panel["title"]
+        assert panel["datasource"]["uid"] == "${datasource}"
+        for target in panel["targets"]:
+            bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", target["expr"])
+            used = set(re.findall(r"[a-z_]{2,}", bare)) - NOT_METRICS
+            assert used, panel["title"]
+            assert used <= names, f"{panel['title']}: {used - names}"
+            assert bare.count("(") == bare.count(")"), panel["title"]
 
 
 def test_the_collector_says_when_the_ledger_is_down_and_asks_seldom() -> None:
