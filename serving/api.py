@@ -248,6 +248,14 @@ class FeaturesReply(Struct, frozen=True, kw_only=True):
     request_id: str
 
 
+class CatalogReply(Struct, frozen=True, kw_only=True):
+    """Every feature view with its features, and the names of the feature services."""
+
+    views: list[dict[str, Any]]
+    services: list[str]
+    request_id: str
+
+
 class OnlineFeaturesMetadata(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Names of the result columns, join keys first."""
 
@@ -347,3 +355,4 @@ class HealthReply(Struct, frozen=True, kw_only=True):
 
     status: Literal["ok", "degraded", "failing"]
     checks: dict[str, Check]
+    auth: dict[str, Any] = {}

@@ -30,7 +30,7 @@ def create_app(platform: PlatformSettings, settings: ServingSettings, *, build: 
             shared.metrics = services.metrics
             yield
 
-    app = FastAPI(title="Ringfence", version=_version(), description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title="Ringfence", version=_version(), description=_DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.add_middleware(RequestMiddleware, shared=shared)
     problems.install(app)
     openapi.install(app)

@@ -8,7 +8,7 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,7 +20,21 @@ log = logging.getLogger("ringfence.serving.access")
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ALWAYS_ANSWERED = ("/health", "/metrics")
-_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+# An API's answers are data: no browser should guess their kind, keep, frame, embed or run them.
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-frame-options", b"DENY"),
+]
+_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+# The page of FastAPI loads Swagger UI and runs a few lines of its own.
+_DOCS_POLICY = (
+    b"content-security-policy",
+    b"default-src 'none'; connect-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
+    b"frame-ancestors 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net",
+)
 
 
 @dataclass(kw_only=True)
@@ -60,10 +74,9 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
+                policy = _DOCS_POLICY if scope["path"] == "/docs" else _POLICY
+                own = [(b"x-request-id", request_id.encode()), policy, *_HEADERS]
+                message = {**message, "headers": [*message.get("headers", ()), *own]}
             await send(message)
 
         counted = not scope["path"].startswith(_ALWAYS_ANSWERED)
@@ -93,4 +106,13 @@ class RequestMiddleware:
         if self._shared.metrics is not None:
             self._shared.metrics.requests.labels(route, method, str(status)).inc()
             self._shared.metrics.request_seconds.labels(route).observe(seconds)
-        log.info("request", extra={"route": route, "method": method, "status": status, "ms": round(seconds * 1e3, 2)})
+        log.info(
+            "request",
+            extra={
+                "route": route,
+                "method": method,
+                "status": status,
+                "ms": round(seconds * 1e3, 2),
+                "caller": scope.get("ringfence.caller", ""),
+            },
+        )

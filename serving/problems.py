@@ -48,6 +48,22 @@ class NotFoundError(RingfenceError):
     """There is nothing under this id."""
 
 
+class UnauthorizedError(RingfenceError):
+    """A key is needed: send it as `Authorization: Bearer ...` or `X-API-Key`. `ringfence keys create` makes one."""
+
+    def __init__(self, message: str | None = None, *, error: str | None = None) -> None:
+        self.challenge = 'Bearer realm="ringfence"' + (f', error="{error}"' if error else "")
+        super().__init__(message)
+
+
+class ForbiddenError(RingfenceError):
+    """The key is valid, but not for this."""
+
+    def __init__(self, *, scope: str) -> None:
+        self.challenge = f'Bearer realm="ringfence", error="insufficient_scope", scope="{scope}"'
+        super().__init__(f"This needs a key with the scope {scope!r}.")
+
+
 class RejectedRowsError(ConflictError):
     """Some rows were refused; the others were accepted."""
 
@@ -65,6 +81,8 @@ _STATUSES: tuple[tuple[type[RingfenceError], int, str, str], ...] = (
     (TooLargeError, 413, "too-large", "Too large"),
     (InvalidInputError, 400, "bad-input", "Bad input"),
     (UnknownFeatureError, 400, "unknown-feature", "Unknown feature"),
+    (UnauthorizedError, 401, "unauthorized", "Unauthorized"),
+    (ForbiddenError, 403, "forbidden", "Forbidden"),
     (NotFoundError, 404, "not-found", "Not found"),
     (SlowBodyError, 408, "slow-body", "Request timeout"),
     (ConflictError, 409, "conflict", "Conflict"),
@@ -133,7 +151,13 @@ async def _ringfence(request: Request, error: RingfenceError) -> Response:
     if problem.status >= 500:
         trace = error if problem.status == 500 else None
         log.warning("request failed", extra={"error": str(error), "status": problem.status}, exc_info=trace)
-    return respond(problem, {"Retry-After": str(RETRY_AFTER_S)} if problem.status == 503 else None)
+    return respond(problem, _headers(error, problem.status))
+
+
+def _headers(error: RingfenceError, status: int) -> dict[str, str]:
+    if isinstance(error, UnauthorizedError | ForbiddenError):
+        return {"WWW-Authenticate": error.challenge}
+    return {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
 
 
 async def _http(request: Request, error: HTTPException) -> Response:

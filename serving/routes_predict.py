@@ -15,6 +15,8 @@ from graph_features.tuples import TransactionColumns
 from serving import openapi
 from serving.api import DecisionsReply, ModelName, PredictReply, PredictRequest, Routes, Score
 from serving.assemble import decision_batch, scores_of
+from serving.auth import needs
+from serving.keys import Scope
 from serving.models import LoadedModel
 from serving.online import instant
 from serving.parse import check_batch, decode, read_body
@@ -41,8 +43,9 @@ EXAMPLE = {
 
 @router.post(
     "/predict",
+    dependencies=[needs(Scope.PREDICT)],
     openapi_extra=openapi.request_body(PredictRequest, EXAMPLE),
-    responses=openapi.responses(PredictReply, 400, 413, 503),
+    responses=openapi.responses(PredictReply, 400, 408, 413, 503),
     response_class=Response,
 )
 async def predict(request: Request) -> Response:
@@ -104,7 +107,12 @@ def _count(services: Services, scores: list[Score], model: LoadedModel, timing: 
             metrics.degraded.labels(item.view, item.reason).inc()
 
 
-@router.get("/decisions/{transaction_id:path}", responses=openapi.responses(DecisionsReply, 400, 404, 503))
+@router.get(
+    "/decisions/{transaction_id:path}",
+    dependencies=[needs(Scope.READ)],
+    responses=openapi.responses(DecisionsReply, 400, 404, 503),
+    response_class=Response,
+)
 async def decisions(
     request: Request,
     transaction_id: Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)],

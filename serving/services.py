@@ -17,6 +17,7 @@ from graph_features.schema import ViewSchema
 from graph_features.settings import PlatformSettings, ServingSettings
 from graph_features.sources.base import RecordStore
 from graph_features.stores.base import OnlineStore
+from serving.auth import Guard, OpenGuard
 from serving.decisions import DecisionLog
 from serving.engineering import FeatureEngineering
 from serving.graph_sync import GraphSync
@@ -63,6 +64,7 @@ class Services:
     decisions: DecisionLog | DecisionJournal
     jobs: Jobs
     metrics: Metrics
+    guard: Guard = field(default_factory=OpenGuard)
     close_stores: Callable[[], None] = lambda: None
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     draining: bool = False
@@ -71,7 +73,7 @@ class Services:
     background: set[asyncio.Future[bool]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.health = Health(self._resources())
+        self.health = Health(self._resources(), auth=self.guard.describe())
         self.metrics.watch((self.inference, self.features))
         if (collector := self.jobs.collector()) is not None:
             self.metrics.registry.register(collector)
@@ -90,8 +92,9 @@ class Services:
         ]
 
     async def start(self) -> None:
-        """Begin to follow the model, to delete decisions past their retention and to take up jobs left behind."""
+        """Begin to follow keys and model, to delete decisions past their retention, to take up jobs left behind."""
         self._tasks = [
+            asyncio.create_task(self.guard.follow()),
             asyncio.create_task(self.follower.follow(self.settings.model_poll_s)),
             asyncio.create_task(self._purge()),
             asyncio.create_task(self._adopt()),
