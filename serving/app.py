@@ -13,6 +13,8 @@ from serving import openapi, problems, routes_features, routes_ingest, routes_jo
 from serving.middleware import RequestMiddleware, Shared
 from serving.services import BuildServices
 
+ROUTERS = tuple(routes.router for routes in (routes_predict, routes_features, routes_ingest, routes_jobs, routes_ops))
+
 _DESCRIPTION = """Real-time fraud scores for payments, from graph features held online.
 
 Bad input is answered with `application/problem+json` (RFC 9457) that names the field, what was expected and what came.
@@ -33,9 +35,9 @@ def create_app(platform: PlatformSettings, settings: ServingSettings, *, build: 
     app = FastAPI(title="Ringfence", version=_version(), description=_DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.add_middleware(RequestMiddleware, shared=shared)
     problems.install(app)
-    openapi.install(app)
-    for routes in (routes_predict, routes_features, routes_ingest, routes_jobs, routes_ops):
-        app.include_router(routes.router)
+    for router in ROUTERS:
+        app.include_router(router)
+    openapi.install(app, [route for router in ROUTERS for route in router.routes])
     return app
 
 

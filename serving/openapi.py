@@ -9,6 +9,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from serving import api
 from serving.auth import scope_of
@@ -95,8 +96,8 @@ def _problem(status: int) -> dict[str, Any]:
     return answer
 
 
-def install(app: FastAPI, kinds: Sequence[type[msgspec.Struct]] = _KINDS) -> None:
-    """Have `app` describe itself with the schemas of `kinds`."""
+def install(app: FastAPI, routes: Sequence[BaseRoute], kinds: Sequence[type[msgspec.Struct]] = _KINDS) -> None:
+    """Have `app` describe itself and its `routes` with the schemas of `kinds`."""
 
     def describe() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -115,7 +116,7 @@ def install(app: FastAPI, kinds: Sequence[type[msgspec.Struct]] = _KINDS) -> Non
                 components.pop(unused, None)
             document["components"]["securitySchemes"] = _SCHEMES
             _drop_422(document)
-            _add_access(document, app)
+            _add_access(document, routes)
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -128,9 +129,9 @@ def _drop_422(document: dict[str, Any]) -> None:
             operation.get("responses", {}).pop("422", None)
 
 
-def _add_access(document: dict[str, Any], app: FastAPI) -> None:
+def _add_access(document: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
     """Say of each operation which scope it needs, and what every caller without it, or in a crowd, is answered."""
-    for route in app.routes:
+    for route in routes:
         if not isinstance(route, APIRoute) or not route.include_in_schema:
             continue
         scope = scope_of(route)

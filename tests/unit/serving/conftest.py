@@ -344,6 +344,7 @@ class Application:
         from graph_features.settings import PlatformSettings, ServingSettings
 
         self.home = home
+        self.guard = settings.pop("guard", None)
         self.world = world
         self.online = world.online
         self.versions: list[tuple[str, Path]] = [] if model_folder is None else [("1", model_folder)]
@@ -415,6 +416,7 @@ class Application:
                 open_pool=lambda: InlinePool(name="jobs", size=1, build=lambda: SimpleNamespace(run=str)),
             ),
             metrics=metrics,
+            **({} if self.guard is None else {"guard": self.guard}),
             close_stores=records.close,
         )
         return self.services
