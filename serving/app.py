@@ -9,11 +9,29 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from graph_features.settings import PlatformSettings, ServingSettings
-from serving import openapi, problems, routes_features, routes_ingest, routes_jobs, routes_ops, routes_predict
+from serving import (
+    openapi,
+    problems,
+    routes_feast,
+    routes_features,
+    routes_ingest,
+    routes_jobs,
+    routes_ops,
+    routes_predict,
+    routes_v2,
+)
 from serving.middleware import RequestMiddleware, Shared
 from serving.services import BuildServices
 
-ROUTERS = tuple(routes.router for routes in (routes_predict, routes_features, routes_ingest, routes_jobs, routes_ops))
+ROUTERS = (
+    routes_predict.router,
+    routes_features.router,
+    routes_feast.router,
+    routes_ingest.router,
+    routes_jobs.router,
+    routes_v2.router,
+    routes_ops.router,
+)
 
 _DESCRIPTION = """Real-time fraud scores for payments, from graph features held online.
 
@@ -37,7 +55,11 @@ def create_app(platform: PlatformSettings, settings: ServingSettings, *, build: 
     problems.install(app)
     for router in ROUTERS:
         app.include_router(router)
-    openapi.install(app, [route for router in ROUTERS for route in router.routes])
+    openapi.install(
+        app,
+        [route for router in ROUTERS for route in router.routes],
+        examples=lambda: routes_feast.examples(app.state.services.stores.schemas),
+    )
     return app
 
 

@@ -78,6 +78,7 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
             online=stores.online,
             graph_ping=lambda: stores.graph.ping(),
             offline_ping=lambda: stores.offline.ping(),
+            offline=lambda: stores.offline,
             schemas=catalog().schemas,
         ),
         inference=inference,

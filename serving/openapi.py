@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,8 @@ _KINDS: tuple[type[msgspec.Struct], ...] = (
     api.StatusesRequest,
     api.LabelsRequest,
     api.OnlineFeaturesRequest,
+    api.PushRequest,
+    api.WriteToOnlineStoreRequest,
     api.JobRequest,
     api.PredictReply,
     api.DecisionsReply,
@@ -34,6 +36,13 @@ _KINDS: tuple[type[msgspec.Struct], ...] = (
     api.JobKindsReply,
     api.HealthReply,
     api.LiveReply,
+    api.InferRequest,
+    api.InferReply,
+    api.ServerMetadata,
+    api.ServerLive,
+    api.ServerReady,
+    api.ModelMetadata,
+    api.ModelReady,
     api.Problem,
 )
 _MEANINGS = {
@@ -63,10 +72,16 @@ _SCHEMES = {
 }
 
 
-def request_body(kind: type[msgspec.Struct], example: dict[str, Any]) -> dict[str, Any]:
+def request_body(kind: type[msgspec.Struct], example: dict[str, Any] | None) -> dict[str, Any]:
     """`openapi_extra` of a route that decodes its own body."""
     schema = {"$ref": REF.format(name=kind.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
+    content = {"schema": schema, **({} if example is None else {"example": example})}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problems that a route may answer with, as its `responses`."""
+    return {status: _problem(status) for status in statuses}
 
 
 def responses(kind: type[msgspec.Struct], *problems: int, success: int = 200) -> dict[int | str, dict[str, Any]]:
@@ -96,8 +111,17 @@ def _problem(status: int) -> dict[str, Any]:
     return answer
 
 
-def install(app: FastAPI, routes: Sequence[BaseRoute], kinds: Sequence[type[msgspec.Struct]] = _KINDS) -> None:
-    """Have `app` describe itself and its `routes` with the schemas of `kinds`."""
+def install(
+    app: FastAPI,
+    routes: Sequence[BaseRoute],
+    *,
+    examples: Callable[[], Mapping[str, Any]] = dict,
+    kinds: Sequence[type[msgspec.Struct]] = _KINDS,
+) -> None:
+    """Have `app` describe itself and its `routes` with the schemas of `kinds`.
+
+    `examples` makes bodies by path that are known only once the server runs.
+    """
 
     def describe() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -117,6 +141,9 @@ def install(app: FastAPI, routes: Sequence[BaseRoute], kinds: Sequence[type[msgs
             document["components"]["securitySchemes"] = _SCHEMES
             _drop_422(document)
             _add_access(document, routes)
+            for path, example in examples().items():
+                body = document["paths"][path]["post"]["requestBody"]
+                body["content"]["application/json"]["example"] = example
             app.openapi_schema = document
         return app.openapi_schema
 

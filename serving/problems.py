@@ -30,6 +30,7 @@ log = logging.getLogger("ringfence.serving")
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 _TYPE = "urn:ringfence:problem:"
+_OPEN_INFERENCE = "/v2"
 
 
 class TooLargeError(InvalidInputError):
@@ -102,6 +103,8 @@ RETRY_AFTER_S = 1
 
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The problem as a response."""
+    if (problem.instance or "").startswith(_OPEN_INFERENCE):
+        problem = msgspec.structs.replace(problem, error=problem.detail)
     return Response(
         msgspec.json.encode(problem), problem.status, headers=dict(headers or {}), media_type=PROBLEM_MEDIA_TYPE
     )

@@ -50,13 +50,14 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """Whether requests should be sent here: a model is in use, workers are up, needed stores answer, not draining."""
     services = services_of(request)
-    reason = await _not_ready(services)
+    reason = await not_ready(services)
     if reason and not await _may_read(services, request):
         reason = "not ready; ask with a key to be told why"
     return json_reply(LiveReply(status="failing" if reason else "ok", reason=reason), 503 if reason else 200)
 
 
-async def _not_ready(services: Services) -> str | None:
+async def not_ready(services: Services) -> str | None:
+    """Why requests should not be sent here, None where they should."""
     if services.draining:
         return "the server is stopping"
     checked = await services.health.check(only_needed=True)

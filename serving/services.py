@@ -16,7 +16,7 @@ from graph_features.errors import RingfenceError
 from graph_features.schema import ViewSchema
 from graph_features.settings import PlatformSettings, ServingSettings
 from graph_features.sources.base import RecordStore
-from graph_features.stores.base import OnlineStore
+from graph_features.stores.base import OfflineStore, OnlineStore
 from serving.auth import Guard, OpenGuard
 from serving.decisions import DecisionLog
 from serving.engineering import FeatureEngineering
@@ -44,6 +44,7 @@ class Stores:
     online: OnlineStore
     graph_ping: Callable[[], None]
     offline_ping: Callable[[], None]
+    offline: Callable[[], OfflineStore]
     schemas: dict[str, ViewSchema]
 
 

@@ -345,6 +345,8 @@ class Application:
 
         self.home = home
         self.guard = settings.pop("guard", None)
+        self.offline = SimpleNamespace(written=[])
+        self.offline.write = lambda view, table, part: self.offline.written.append((view.name, table, part))
         self.world = world
         self.online = world.online
         self.versions: list[tuple[str, Path]] = [] if model_folder is None else [("1", model_folder)]
@@ -389,6 +391,7 @@ class Application:
                 online=self.online,
                 graph_ping=lambda: None,
                 offline_ping=lambda: None,
+                offline=lambda: self.offline,
                 schemas=SCHEMAS,
             ),
             inference=inference,
