@@ -20,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME
 APART := env -u RINGFENCE_PROFILE -u RINGFENCE_RATES -u MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-unit check format docs bench bench-features bench-stores bench-jobs chaos-jobs chaos-schedule services-up services-down lock clean
+.PHONY: help install demo serve test test-unit check audit fuzz-api format docs bench bench-features bench-stores bench-jobs chaos-jobs chaos-schedule services-up services-down lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -51,10 +51,14 @@ test: install    ## All tests, JOBS=2 at once; each starts PostgreSQL, Redis and
 test-unit: install  ## The fast tests, no servers
 	$(APART) $(BIN)/pytest tests/unit tests/architecture
 
-check: install   ## What CI runs before the tests: lint, format, types
+check: install   ## What CI runs before the tests: lint, format, types, advisories
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python requirements/audit.py
+
+audit: install   ## Known advisories against the pinned packages; says so when nobody can be asked
+	$(BIN)/python requirements/audit.py
 
 format: install  ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .

@@ -58,7 +58,7 @@ def table_of(view: ViewSchema, frame: Mapping[str, Any], *, limit: int) -> pa.Ta
     for feature in view.features:
         read = _optional(_READERS[feature.dtype])
         arrays.append(_column(feature.name, columns[feature.name], read, feature.dtype.arrow))
-    return pa.Table.from_arrays(arrays, names=view.arrow_schema.names)
+    return pa.Table.from_arrays(arrays, schema=view.arrow_schema)
 
 
 def _type(view: ViewSchema, name: str) -> pa.DataType:

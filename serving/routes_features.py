@@ -49,7 +49,7 @@ async def features(
         Query(
             description="Ids, repeated or separated by commas; a pair is sender|receiver. Ids that hold these signs go "
             "through POST /get-online-features.",
-            examples=["C1"],
+            openapi_examples={"accounts": {"value": ["C1", "C2"]}},
         ),
     ] = [],  # noqa: B006 - FastAPI copies it
     features: Annotated[

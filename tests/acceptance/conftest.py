@@ -170,6 +170,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             "RINGFENCE_SERVING_DEADLINE_MS": "60000",
             "RINGFENCE_SERVING_SCORE_TIMEOUT_MS": "60000",
             "RINGFENCE_SERVING_OVERLOAD_MS": "60000",
+            "RINGFENCE_SERVING_REFRESH_TIMEOUT_MS": "110000",
             "RINGFENCE_SERVING_DRAIN_S": "60",
             "OMP_NUM_THREADS": "1",
             **variables,
