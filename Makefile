@@ -60,6 +60,9 @@ check: install   ## What CI runs before the tests: lint, format, types, advisori
 audit: install   ## Known advisories against the pinned packages; says so when nobody can be asked
 	$(BIN)/python requirements/audit.py
 
+fuzz-api: install  ## 10,000 cases made from the OpenAPI document, against a server of their own (some minutes)
+	$(APART) $(BIN)/python -m tests.fuzz_api
+
 format: install  ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .

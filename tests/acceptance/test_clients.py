@@ -68,10 +68,10 @@ def test_feast_reads_through_its_remote_online_store(server: Any, feast_store: A
         "account_activity:last_transaction_timestamp",
     ]
     own = server.http.get("/features", params={"ids": "F1,F2,nobody", "features": ",".join(refs)}).json()["rows"]
-    found = feast_store.get_online_features(refs, [{"account_id": id_} for id_ in ("F1", "C2", "nobody")]).to_dict()
+    found = feast_store.get_online_features(refs, [{"account_id": id_} for id_ in ("F1", "F2", "nobody")]).to_dict()
     for ref in refs[:2]:
         assert found[ref.split(":")[1]] == [row["values"][ref] for row in own]
-    assert found["account_id"] == ["F1", "C2", "nobody"]
+    assert found["account_id"] == ["F1", "F2", "nobody"]
     last = datetime.fromisoformat(own[0]["values"][refs[2]])
     assert found["last_transaction_timestamp"][0] == int(last.timestamp())
     assert found["last_transaction_timestamp"][2] is None

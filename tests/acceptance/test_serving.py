@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
+import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +140,34 @@ def test_08_decisions_are_kept(server: Any) -> None:
     assert record["inputs"]["sender_id"] == "c2"
     assert record["rows"]["sender"]["account_activity"][1] > 0
     assert server.http.get("/decisions/never-scored").status_code == 404
+
+
+def curl_lines(page: Path) -> list[str]:
+    """The curl commands of a page, over as many lines as their quotes are open."""
+    commands: list[str] = []
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```(?:console|sh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        pending = ""
+        for line in block.splitlines():
+            pending = f"{pending}\n{line}" if pending else line if line.startswith("curl ") else ""
+            with suppress(ValueError):
+                if pending and shlex.split(pending):
+                    commands.append(pending)
+                    pending = ""
+    return commands
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/rest-api.md"])
+def test_08_curl_lines_of_the_documentation_run_as_they_stand(server: Any, name: str) -> None:
+    """Each curl command is answered with a reply, not with a problem, in the order of the page."""
+    commands = curl_lines(ROOT / name)
+    assert commands
+    for command in commands:
+        pasted = command.replace("localhost:8000", f"127.0.0.1:{server.port}")
+        done = subprocess.run(["/bin/sh", "-c", pasted], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, (command, done.stderr)
+        assert "urn:ringfence:problem" not in done.stdout, (command, done.stdout)
+        assert isinstance(json.loads(done.stdout), dict)
 
 
 def body(**changes: Any) -> bytes:
