@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 
 from bench.features_data import Payments
+from bench.http_load import KEY
 from bench.timing import note, seconds
 from graph_features.catalog import catalog
 from graph_features.clock import HOUR_MS
@@ -200,7 +201,8 @@ def serving(world: World, **settings: Any) -> Iterator[Process]:
     """Our server, ready to score; `settings` are those of RINGFENCE_SERVING_*."""
     port = free_port()
     own = {f"RINGFENCE_SERVING_{name.upper()}": str(value) for name, value in settings.items()}
-    environment = {**world.environment, "RINGFENCE_WORKERS": "2", **own, "RINGFENCE_SERVING_PORT": str(port)}
+    own |= {"RINGFENCE_SERVING_PORT": str(port), "RINGFENCE_AUTH_ADMIN_KEY": KEY}
+    environment = {**world.environment, "RINGFENCE_WORKERS": "2", **own}
     command = [sys.executable, "-m", "serving.main"]
     with started(command, port=port, environment=environment, log=world.home / "server.log") as process:
         process.await_ready("/health/ready")
