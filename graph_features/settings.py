@@ -144,6 +144,11 @@ class ServingSettings(BaseSettings):
     max_batch: int = Field(default=1_000, ge=1, le=100_000, description="Most transactions or rows in one request.")
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1_024)
     body_timeout_s: float = Field(default=30.0, gt=0, description="Time that a request's body has to arrive.")
+    max_header_bytes: int = Field(default=32 * 1024, ge=1_024, description="First line and headers of a request.")
+    header_timeout_s: float = Field(default=10.0, gt=0, description="Time that they have to arrive.")
+    write_timeout_s: float = Field(default=30.0, gt=0, description="Longest time a client takes nothing of its reply.")
+    max_connections: int = Field(default=500, ge=1, description="Open connections; more are answered 503 and closed.")
+    keep_alive_s: int = Field(default=30, ge=1, description="Time that an idle connection stays open.")
     max_in_flight: int = Field(default=64, ge=1, description="Requests at work at once; more are answered 503.")
     batch_window_ms: float = Field(
         default=0.0, ge=0, le=100, description="Time that a small request waits for others while a worker is free."

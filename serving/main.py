@@ -19,6 +19,7 @@ from graph_features.settings import (
 from serving import logs
 from serving.app import create_app
 from serving.auth import is_loopback
+from serving.protocol import limited
 
 log = logging.getLogger("ringfence.serving")
 
@@ -44,7 +45,9 @@ def run(platform: PlatformSettings | None = None, settings: ServingSettings | No
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        timeout_keep_alive=30,
+        timeout_keep_alive=settings.keep_alive_s,
+        http=limited(settings),
+        ws="none",
         ssl_certfile=settings.tls_certificate or None,
         ssl_keyfile=settings.tls_key or None,
     )
