@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,7 @@ from serving import (
     routes_ops,
     routes_predict,
     routes_v2,
+    traces,
 )
 from serving.middleware import RequestMiddleware, Shared
 from serving.services import BuildServices
@@ -45,10 +47,14 @@ def create_app(platform: PlatformSettings, settings: ServingSettings, *, build: 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _builder(build)(platform, settings) as services:
-            app.state.services = services
-            shared.metrics = services.metrics
-            yield
+        traces.start(_version())
+        try:
+            async with _builder(build)(platform, settings) as services:
+                app.state.services = services
+                shared.metrics = services.metrics
+                yield
+        finally:
+            await asyncio.to_thread(traces.stop)
 
     app = FastAPI(title="Ringfence", version=_version(), description=_DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.add_middleware(RequestMiddleware, shared=shared)

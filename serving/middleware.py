@@ -7,11 +7,13 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import traces
 from serving.logs import REQUEST_ID
 from serving.metrics import Metrics
 from serving.problems import RETRY_AFTER_S, OverloadedError, problem_of, respond
@@ -63,7 +65,8 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
         scope["ringfence.request_id"] = request_id
         REQUEST_ID.set(request_id)
@@ -80,11 +83,14 @@ class RequestMiddleware:
             await send(message)
 
         counted = not scope["path"].startswith(_ALWAYS_ANSWERED)
-        if counted and self._shared.in_flight >= self._shared.max_in_flight:
-            await self._refuse(scope, receive, answer)
-        else:
-            await self._run(scope, receive, answer, counted=counted)
-        self._record(scope, status, time.perf_counter() - begun)
+        with traces.request_span(headers, request_id) as span:
+            try:
+                if counted and self._shared.in_flight >= self._shared.max_in_flight:
+                    await self._refuse(scope, receive, answer)
+                else:
+                    await self._run(scope, receive, answer, counted=counted)
+            finally:
+                self._record(scope, status, time.perf_counter() - begun, span)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send, *, counted: bool) -> None:
         self._shared.enter(counted)
@@ -99,10 +105,11 @@ class RequestMiddleware:
         problem = problem_of(OverloadedError(), Request(scope))
         await respond(problem, {"Retry-After": str(RETRY_AFTER_S)})(scope, receive, send)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float, span: Any) -> None:
         # Paths and methods of the client's own making would make labels without end.
         route = getattr(scope.get("route"), "path", "unknown")
         method = scope["method"] if route != "unknown" else "any"
+        traces.describe(span, method=method, route=route, status=status)
         if self._shared.metrics is not None:
             self._shared.metrics.requests.labels(route, method, str(status)).inc()
             self._shared.metrics.request_seconds.labels(route).observe(seconds)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from graph_features.contracts import MAX_ID_LENGTH
 from graph_features.errors import InvalidInputError
 from graph_features.schema import ENTITY_KEYS
-from serving import online, openapi
+from serving import online, openapi, traces
 from serving.api import (
     CatalogReply,
     FeatureRow,
@@ -176,7 +176,10 @@ async def get_online_features(request: Request) -> Response:
         raise InvalidInputError(field="features", expected='"view:feature" names, or a feature_service', got=[])
     labels = [label for item in projections for label in item.labels(full=asked.full_feature_names)]
     _check_labels(labels)
-    found, _ = await asyncio.to_thread(online.read, services.stores.online, projections, asked.entities, epoch_s=True)
+    with traces.span("features", entities=count):
+        found, _ = await asyncio.to_thread(
+            online.read, services.stores.online, projections, asked.entities, epoch_s=True
+        )
     keys = [name for name in asked.entities if name not in online.REQUEST_COLUMNS]
     results = [
         FeatureVector(values=asked.entities[name], statuses=["PRESENT"] * count, event_timestamps=[_NO_TIME] * count)

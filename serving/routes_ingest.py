@@ -15,7 +15,7 @@ from fastapi import APIRouter, Query, Request, Response
 from graph_features.errors import RingfenceError
 from graph_features.schema import EntityKey
 from graph_features.sources.base import MarkPending, WriteResult
-from serving import openapi
+from serving import openapi, traces
 from serving.api import LabelsRequest, Rejected, StatusesRequest, TransactionsRequest, WriteReply
 from serving.auth import needs
 from serving.keys import Scope
@@ -108,9 +108,11 @@ async def _accept(
         services.stores.online.mark_pending(keys)
         touched.extend(keys)
 
-    result = await asyncio.to_thread(write, rows.table, mark)
+    with traces.span("write", rows=rows.table.num_rows):
+        result = await asyncio.to_thread(write, rows.table, mark)
     written = time.perf_counter()
-    refreshed = await _follow(services, kind, touched, refresh, begun)
+    with traces.span("refresh", entities=len(touched)):
+        refreshed = await _follow(services, kind, touched, refresh, begun)
     inserted = int(result.inserted.sum())
     known = len(result.inserted) - inserted - len(result.rejected)
     for outcome, count in (("inserted", inserted), ("known", known), ("rejected", len(result.rejected))):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graph_features.tuples import TransactionColumns
+from serving import traces
 from serving.api import Score, Transaction
 from serving.assemble import decision_batch, scores_of
 from serving.models import LoadedModel
@@ -32,12 +33,15 @@ async def score(
     services: Services, payments: Sequence[Transaction], *, explain: bool, request_id: str, begun: float
 ) -> Scored:
     """Score payments and record the decisions. `begun` is the perf_counter() at which the request came."""
-    check_batch("transactions", list(payments), services.settings.max_batch)
-    scored_at_ms = services.clock_ms()
-    rows = services.payments.transactions(payments, now_ms=scored_at_ms)
+    with traces.span("parse", payments=len(payments)):
+        check_batch("transactions", list(payments), services.settings.max_batch)
+        scored_at_ms = services.clock_ms()
+        rows = services.payments.transactions(payments, now_ms=scored_at_ms)
     model = services.follower.require()
     parsed = time.perf_counter()
-    sheet = await services.predictor.score(model, TransactionColumns.from_arrow(rows.table), explain=explain)
+    with traces.span("score", model_version=model.ref.version):
+        sheet = await services.predictor.score(model, TransactionColumns.from_arrow(rows.table), explain=explain)
+        traces.stages(sheet.stage_ms)
     scores = scores_of(sheet, rows.table["transaction_id"].to_pylist(), model)
     scored = time.perf_counter()
     kept = _sampled(services.settings.decision_sample, len(sheet))
@@ -45,7 +49,8 @@ async def score(
         batch = decision_batch(
             sheet, rows.table, scores, model, request_id=request_id, scored_at_ms=scored_at_ms, kept=kept
         )
-        await asyncio.wrap_future(services.decisions.write_batch(batch))
+        with traces.span("record"):
+            await asyncio.wrap_future(services.decisions.write_batch(batch))
     done = time.perf_counter()
     timing = {
         "parse": (parsed - begun) * 1e3,
