@@ -54,10 +54,17 @@ test: install    ## All tests, JOBS=2 at once; each starts PostgreSQL, Redis and
 test-unit: install  ## The fast tests, no servers
 	$(APART) $(BIN)/pytest tests/unit tests/architecture
 
-check: install chart   ## What CI runs before the tests: lint, format, types, the Helm chart
+check: install chart   ## What CI runs before the tests: lint, format, types, advisories, the Helm chart
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python requirements/audit.py
+
+audit: install   ## Known advisories against the pinned packages; says so when nobody can be asked
+	$(BIN)/python requirements/audit.py
+
+fuzz-api: install  ## 10,000 cases made from the OpenAPI document, against a server of their own (some minutes)
+	$(APART) $(BIN)/python -m tests.fuzz_api
 
 $(CHART)/.installed: requirements/chart.lock $(TOOLS)/bin/uv
 	$(PYTHON) -m venv --without-pip $(CHART)

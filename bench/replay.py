@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bench.report import Figure
+from infra.client import key_headers
 
 LABEL_DELAY = timedelta(days=7)
 TOLERANCE = 1e-6
@@ -98,7 +99,8 @@ def server(environment: Mapping[str, str]) -> Iterator[httpx.Client]:
     command = [str(Path(sys.executable).with_name("ringfence")), "serve", "--port", str(port)]
     process = subprocess.Popen(command, env=dict(environment))
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+        headers = key_headers(environment)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, headers=headers) as client:
             _await_ready(client, process)
             yield client
     finally:

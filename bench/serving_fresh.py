@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from bench.http_load import Load, closed_loop, once, post
+from bench.http_load import KEY, Load, closed_loop, once, post
 from bench.report import Figure
 from bench.serving_load import requests
 from bench.serving_world import World, serving
@@ -75,7 +75,7 @@ def freshness(world: World, *, seconds: float, rounds: int) -> list[Figure]:  # 
         background = threading.Thread(target=score)
         background.start()
         try:
-            with httpx.Client(base_url=server.url, timeout=60) as http:
+            with httpx.Client(base_url=server.url, timeout=60, headers={"X-API-Key": KEY}) as http:
                 paid, labelled = _write_and_read(world, http)
         finally:
             stop.set()

@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 
 from bench.features_data import Payments
+from bench.http_load import KEY
 from bench.timing import note, seconds
 from graph_features.catalog import catalog
 from graph_features.clock import HOUR_MS
@@ -200,7 +201,8 @@ def serving(world: World, *, environment: Mapping[str, str] | None = None, **set
     """Our server, ready to score; `settings` are those of RINGFENCE_SERVING_*, `environment` has further variables."""
     port = free_port()
     own = {f"RINGFENCE_SERVING_{name.upper()}": str(value) for name, value in settings.items()}
-    more = {"RINGFENCE_WORKERS": "2", **own, **(environment or {}), "RINGFENCE_SERVING_PORT": str(port)}
+    own |= {"RINGFENCE_SERVING_PORT": str(port), "RINGFENCE_AUTH_ADMIN_KEY": KEY}
+    more = {"RINGFENCE_WORKERS": "2", **own, **(environment or {})}
     command = [sys.executable, "-m", "serving.main"]
     with started(
         command, port=port, environment={**world.environment, **more}, log=world.home / "server.log"

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from graph_features.errors import SettingsError
@@ -156,6 +156,8 @@ class ServingSettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free port.")
+    tls_certificate: str = Field(default="", description="File with the certificate chain; empty speaks plain HTTP.")
+    tls_key: str = Field(default="", description="File with the certificate's private key.")
     pool: PoolKind = PoolKind.PROCESS
     workers: int = Field(default=0, ge=0, le=256, description="Inference workers; 0 takes RINGFENCE_WORKERS.")
     feature_workers: int = Field(default=1, ge=1, le=256, description="Workers that compute missing features.")
@@ -164,6 +166,11 @@ class ServingSettings(BaseSettings):
     max_explained: int = Field(default=50, ge=1, description="Most transactions in one request with explain.")
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1_024)
     body_timeout_s: float = Field(default=30.0, gt=0, description="Time that a request's body has to arrive.")
+    max_header_bytes: int = Field(default=32 * 1024, ge=1_024, description="First line and headers of a request.")
+    header_timeout_s: float = Field(default=10.0, gt=0, description="Time that they have to arrive.")
+    write_timeout_s: float = Field(default=30.0, gt=0, description="Longest time a client takes nothing of its reply.")
+    max_connections: int = Field(default=500, ge=1, description="Open connections; more are answered 503 and closed.")
+    keep_alive_s: int = Field(default=30, ge=1, description="Time that an idle connection stays open.")
     max_in_flight: int = Field(default=64, ge=1, description="Requests at work at once; more are answered 503.")
     batch_window_ms: float = Field(
         default=0.0, ge=0, le=100, description="Time that a small request waits for others while a worker is free."
@@ -191,6 +198,41 @@ class ServingSettings(BaseSettings):
         default=1 << 30, ge=1 << 20, description="Most decisions that wait on disk for their database."
     )
     log_level: str = Field(default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
+
+
+class AuthMode(StrEnum):
+    """auto: off in the embedded profile on loopback, on elsewhere. off: refused but there. on: always."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class AuthSettings(BaseSettings):
+    """Who may call the REST server: API keys (`ringfence keys`), and tokens of an OpenID Connect issuer."""
+
+    model_config = SettingsConfigDict(env_prefix="RINGFENCE_AUTH_", frozen=True, extra="ignore")
+
+    mode: AuthMode = Field(
+        default=AuthMode.AUTO, description="auto, on or off; auto is off in the embedded profile on loopback only."
+    )
+    admin_key: SecretStr = Field(
+        default=SecretStr(""), description="A key with all rights, for the first start; at least 32 characters."
+    )
+    refresh_s: float = Field(default=5.0, gt=0, description="How soon every server notices a revoked key.")
+    oidc_issuer: str = Field(default="", description="Tokens must be from this issuer; empty takes no tokens.")
+    oidc_audience: str = Field(default="", description="Tokens must be for this audience.")
+    oidc_jwks: str = Field(default="", description="The issuer's key set: a file or an https URL.")
+    oidc_scope_claim: str = Field(default="scope", description="Claim with the scopes, as text or list.")
+    oidc_scope_prefix: str = Field(default="", description='What stands before our scopes, as in "ringfence:predict".')
+    oidc_leeway_s: float = Field(default=30.0, ge=0, le=300, description="How far the issuer's clock may be off.")
+
+    @field_validator("admin_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < 32:
+            raise ValueError("expected at least 32 characters")
+        return value
 
 
 class JobSettings(BaseSettings):

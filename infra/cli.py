@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from infra import cli_services
-from infra.commands import data, features, jobs, models, privacy, service
+from infra.commands import data, features, jobs, keys, models, privacy, service
 
 app = typer.Typer(
     name="ringfence",
@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(cli_services.app, name="services")
-for commands in (data, features, jobs, models, privacy, service):
+for commands in (data, features, jobs, models, privacy, service, keys):
     commands.register(app)
 
 

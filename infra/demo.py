@@ -18,6 +18,7 @@ from typing import Any
 from graph_features.clock import DAY_MS, from_ms
 from graph_features.errors import RingfenceError
 from graph_features.settings import PlatformSettings, Profile, load, services_env_file
+from infra.client import key_headers
 from infra.console import say, table
 
 TRAIN_SHARE = 0.6
@@ -218,7 +219,7 @@ def _score(url: str, body: Path, steps: Steps) -> list[dict[str, Any]]:
     replies = []
     for name in ("first request", "second request"):
         started = time.perf_counter()
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", **key_headers()}
         reply = httpx.post(f"{url}/predict", content=body.read_bytes(), headers=headers, timeout=120)
         steps.seconds[f"score {LIVE_ROWS:,} payments, {name}"] = time.perf_counter() - started
         if reply.is_error:

@@ -120,6 +120,29 @@ class OnlineFeaturesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fi
     include_feature_view_version_metadata: bool = False
 
 
+class PushRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rows for a push source, in the form of Feast's own feature server: `df` has a list of values per column.
+
+    Times are ISO 8601, UTC where they have no zone; features that are times may be epoch seconds. Every feature of the
+    view must be there, null where it is unknown.
+    """
+
+    push_source_name: str
+    df: dict[str, Any]
+    to: Literal["online", "offline", "online_and_offline"] = "online"
+    allow_registry_cache: bool = True
+    transform_on_write: bool = True
+
+
+class WriteToOnlineStoreRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rows of a feature view, in the form of Feast's own feature server; `df` as in a push."""
+
+    feature_view_name: str
+    df: dict[str, Any]
+    allow_registry_cache: bool = True
+    transform_on_write: bool = True
+
+
 class JobRequest(Body, frozen=True, kw_only=True):
     """A job to run now. `parameters` depend on the kind; GET /jobs/kinds lists them."""
 
@@ -248,6 +271,14 @@ class FeaturesReply(Struct, frozen=True, kw_only=True):
     request_id: str
 
 
+class CatalogReply(Struct, frozen=True, kw_only=True):
+    """Every feature view with its features, and the names of the feature services."""
+
+    views: list[dict[str, Any]]
+    services: list[str]
+    request_id: str
+
+
 class OnlineFeaturesMetadata(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Names of the result columns, join keys first."""
 
@@ -308,6 +339,96 @@ class JobKindsReply(Struct, frozen=True, kw_only=True):
     request_id: str
 
 
+class InferTensor(Struct, frozen=True, kw_only=True):
+    """An input of the Open Inference Protocol: a field of the payments, one element per payment."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class InferWanted(Struct, frozen=True, kw_only=True):
+    """An output that is wanted."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(Struct, frozen=True, kw_only=True):
+    """Payments to score, as the tensors that GET /v2/models/{name} names; all outputs where none are named."""
+
+    inputs: Annotated[list[InferTensor], Meta(min_length=1, max_length=64)]
+    outputs: list[InferWanted] = []
+    id: Annotated[str, Meta(max_length=128)] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class InferOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An output, one element per payment."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class InferReply(Struct, frozen=True, kw_only=True):
+    """Outputs in the order of the request."""
+
+    model_name: str
+    model_version: str
+    id: str
+    outputs: list[InferOutput]
+
+
+class ServerMetadata(Struct, frozen=True, kw_only=True):
+    """The server in terms of the Open Inference Protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ServerLive(Struct, frozen=True, kw_only=True):
+    """Whether the process answers."""
+
+    live: bool
+
+
+class ServerReady(Struct, frozen=True, kw_only=True):
+    """Whether requests should be sent here."""
+
+    ready: bool
+
+
+class TensorMetadata(Struct, frozen=True, kw_only=True):
+    """A tensor's name, type and shape; -1 is any length."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(Struct, frozen=True, kw_only=True):
+    """A model's inputs and outputs."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ModelReady(Struct, frozen=True, kw_only=True):
+    """Whether a model can be asked."""
+
+    name: str
+    ready: bool
+
+
 class LiveReply(Struct, frozen=True, kw_only=True):
     """The server's own state."""
 
@@ -316,7 +437,10 @@ class LiveReply(Struct, frozen=True, kw_only=True):
 
 
 class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What went wrong, as RFC 9457 has it. Bad input names the field, what was expected and what came."""
+    """What went wrong, as RFC 9457 has it. Bad input names the field, what was expected and what came.
+
+    `error` repeats the detail where the Open Inference Protocol wants it.
+    """
 
     type: str
     title: str
@@ -330,6 +454,7 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     inserted: int | None = None
     known: int | None = None
     rejected: list[Rejected] | None = None
+    error: str | None = None
 
 
 class Check(Struct, frozen=True, kw_only=True):
@@ -347,3 +472,4 @@ class HealthReply(Struct, frozen=True, kw_only=True):
 
     status: Literal["ok", "degraded", "failing"]
     checks: dict[str, Check]
+    auth: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -9,9 +10,30 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from graph_features.settings import PlatformSettings, ServingSettings
-from serving import openapi, problems, routes_features, routes_ingest, routes_jobs, routes_ops, routes_predict
+from serving import (
+    openapi,
+    problems,
+    routes_feast,
+    routes_features,
+    routes_ingest,
+    routes_jobs,
+    routes_ops,
+    routes_predict,
+    routes_v2,
+    traces,
+)
 from serving.middleware import RequestMiddleware, Shared
 from serving.services import BuildServices
+
+ROUTERS = (
+    routes_predict.router,
+    routes_features.router,
+    routes_feast.router,
+    routes_ingest.router,
+    routes_jobs.router,
+    routes_v2.router,
+    routes_ops.router,
+)
 
 _DESCRIPTION = """Real-time fraud scores for payments, from graph features held online.
 
@@ -25,17 +47,25 @@ def create_app(platform: PlatformSettings, settings: ServingSettings, *, build: 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _builder(build)(platform, settings) as services:
-            app.state.services = services
-            shared.metrics = services.metrics
-            yield
+        traces.start(_version())
+        try:
+            async with _builder(build)(platform, settings) as services:
+                app.state.services = services
+                shared.metrics = services.metrics
+                yield
+        finally:
+            await asyncio.to_thread(traces.stop)
 
-    app = FastAPI(title="Ringfence", version=_version(), description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title="Ringfence", version=_version(), description=_DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.add_middleware(RequestMiddleware, shared=shared)
     problems.install(app)
-    openapi.install(app)
-    for routes in (routes_predict, routes_features, routes_ingest, routes_jobs, routes_ops):
-        app.include_router(routes.router)
+    for router in ROUTERS:
+        app.include_router(router)
+    openapi.install(
+        app,
+        [route for router in ROUTERS for route in router.routes],
+        examples=lambda: routes_feast.examples(app.state.services.stores.schemas),
+    )
     return app
 
 

@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
+import sqlalchemy as sa
+
 from graph_features.catalog import catalog
 from graph_features.jobs.kinds import feature_kinds
 from graph_features.jobs.ledger import open_ledger
 from graph_features.lazy_stores import LazyStores
 from graph_features.settings import (
+    AuthSettings,
     ExecutorSettings,
     FeatureSettings,
     IngestSettings,
@@ -19,12 +22,14 @@ from graph_features.settings import (
     ServingSettings,
     load,
 )
+from serving.auth import Guard, open_guard
 from serving.decisions import DecisionLog, open_engine
 from serving.engineering import FeatureEngineering
 from serving.graph_sync import GraphSync
 from serving.inference import own_environment
 from serving.jobs import Jobs
 from serving.journal import DecisionJournal
+from serving.keys import KeyTable
 from serving.last_good import LastGood
 from serving.metrics import Metrics
 from serving.models import ModelFollower
@@ -55,10 +60,12 @@ async def services_of_profile(platform: PlatformSettings, settings: ServingSetti
 def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
     """Every part, wired; nothing runs yet but worker processes and the writer of decisions."""
     platform = platform.model_copy(update={"home": platform.home.resolve()})
+    engine = open_engine(platform)
+    guard = _guard(platform, settings, engine)
     stores = LazyStores(platform)
     stores.records.create_schema()
     stores.graph.create_schema()
-    decisions = _decisions(platform, settings)
+    decisions = _decisions(platform, settings, engine)
     decisions.start()
     metrics = Metrics()
     inference = _pool(platform, settings, "inference", settings.workers or platform.workers)
@@ -74,6 +81,7 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
             online=stores.online,
             graph_ping=lambda: stores.graph.ping(),
             offline_ping=lambda: stores.offline.ping(),
+            offline=lambda: stores.offline,
             schemas=catalog().schemas,
         ),
         inference=inference,
@@ -99,6 +107,7 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
             stores=stores,
         ),
         metrics=metrics,
+        guard=guard,
         close_stores=stores.close,
     )
 
@@ -130,15 +139,30 @@ def _shadow(platform: PlatformSettings, settings: ServingSettings, pool: Pool, m
     )
 
 
-def _decisions(platform: PlatformSettings, settings: ServingSettings) -> DecisionJournal:
+def _decisions(platform: PlatformSettings, settings: ServingSettings, engine: sa.Engine) -> DecisionJournal:
     shipper = _pool(platform, settings, "decisions", 1)
     shipper.on_start("lower_priority")
     return DecisionJournal(
-        DecisionLog(open_engine(platform)),
+        DecisionLog(engine),
         platform.home / "decisions",
         shipper,
         max_bytes=settings.decision_backlog_bytes,
     )
+
+
+def check_access(platform: PlatformSettings, settings: ServingSettings) -> bool:
+    """Whether callers need a key; raise SettingsError where they would but nobody could have one."""
+    engine = open_engine(platform.model_copy(update={"home": platform.home.resolve()}))
+    try:
+        return _guard(platform, settings, engine).required
+    finally:
+        engine.dispose()
+
+
+def _guard(platform: PlatformSettings, settings: ServingSettings, engine: sa.Engine) -> Guard:
+    guard = open_guard(platform, settings, load(AuthSettings), lambda: KeyTable(engine))
+    guard.start()
+    return guard
 
 
 _HANDLERS = {

@@ -29,8 +29,9 @@ class Resource:
 class Health:
     """Asks every resource at once, each in a thread of its own, so that one that hangs delays nothing else."""
 
-    def __init__(self, resources: Iterable[Resource]) -> None:
+    def __init__(self, resources: Iterable[Resource], *, auth: dict[str, Any] | None = None) -> None:
         self._resources = tuple(resources)
+        self._auth = auth or {}
         self._threads = ThreadPoolExecutor(max_workers=max(1, 2 * len(self._resources)), thread_name_prefix="health")
 
     async def check(self, *, only_needed: bool = False) -> HealthReply:
@@ -40,7 +41,7 @@ class Health:
         failing = [resource for resource, check in zip(wanted, checks, strict=True) if check.status == "failing"]
         status = "ok" if not failing else "failing" if any(resource.needed for resource in failing) else "degraded"
         found = dict(zip((resource.name for resource in wanted), checks, strict=True))
-        return HealthReply(status=status, checks=found)  # type: ignore[arg-type]
+        return HealthReply(status=status, checks=found, auth=self._auth)  # type: ignore[arg-type]
 
     async def _check(self, resource: Resource) -> Check:
         begun = time.perf_counter()

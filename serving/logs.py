@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from serving import traces
+
 REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("ringfence_request_id", default="")
 """The id of the request at work in this context."""
 
@@ -27,6 +29,8 @@ class JsonFormatter(logging.Formatter):
         }
         if request_id := REQUEST_ID.get():
             entry["request_id"] = request_id
+        if trace_id := traces.trace_id():
+            entry["trace_id"] = trace_id
         entry |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             entry["trace"] = self.formatException(record.exc_info)

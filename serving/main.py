@@ -18,6 +18,8 @@ from graph_features.settings import (
 )
 from serving import logs
 from serving.app import create_app
+from serving.auth import is_loopback
+from serving.protocol import limited
 
 log = logging.getLogger("ringfence.serving")
 
@@ -29,6 +31,9 @@ def run(platform: PlatformSettings | None = None, settings: ServingSettings | No
     export_services_environment()
     platform = platform or load(PlatformSettings)
     settings = settings or load(ServingSettings)
+    from serving.build import check_access
+
+    guarded = check_access(platform, settings)
     # MLflow would put its own lines between ours.
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
     logs.configure(settings.log_level)
@@ -40,12 +45,23 @@ def run(platform: PlatformSettings | None = None, settings: ServingSettings | No
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        timeout_keep_alive=30,
+        timeout_keep_alive=settings.keep_alive_s,
+        http=limited(settings),
+        ws="none",
+        ssl_certfile=settings.tls_certificate or None,
+        ssl_keyfile=settings.tls_key or None,
     )
     # Bound before anything is built: a port that is taken is known at once, and port 0 gets its number.
     listener = config.bind_socket()
     host, port = listener.getsockname()[:2]
-    log.info("listening", extra={"url": f"http://{host}:{port}", "pid": os.getpid()})
+    url = f"{'https' if settings.tls_certificate else 'http'}://{host}:{port}"
+    log.info("listening", extra={"url": url, "pid": os.getpid(), "auth": "keys" if guarded else "off"})
+    if not guarded:
+        log.warning("nobody is asked for a key: embedded profile on loopback")
+    elif not settings.tls_certificate and not is_loopback(settings.host):
+        log.warning(
+            "keys travel in the clear unless a proxy in front speaks TLS; see RINGFENCE_SERVING_TLS_CERTIFICATE"
+        )
     uvicorn.Server(config).run(sockets=[listener])
 
 

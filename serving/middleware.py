@@ -7,11 +7,13 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import traces
 from serving.logs import REQUEST_ID
 from serving.metrics import Metrics
 from serving.problems import RETRY_AFTER_S, OverloadedError, problem_of, respond
@@ -20,7 +22,21 @@ log = logging.getLogger("ringfence.serving.access")
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ALWAYS_ANSWERED = ("/health", "/metrics")
-_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+# An API's answers are data: no browser should guess their kind, keep, frame, embed or run them.
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-frame-options", b"DENY"),
+]
+_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+# The page of FastAPI loads Swagger UI and runs a few lines of its own.
+_DOCS_POLICY = (
+    b"content-security-policy",
+    b"default-src 'none'; connect-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
+    b"frame-ancestors 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net",
+)
 
 
 @dataclass(kw_only=True)
@@ -49,7 +65,8 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
         scope["ringfence.request_id"] = request_id
         REQUEST_ID.set(request_id)
@@ -60,18 +77,20 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
+                policy = _DOCS_POLICY if scope["path"] == "/docs" else _POLICY
+                own = [(b"x-request-id", request_id.encode()), policy, *_HEADERS]
+                message = {**message, "headers": [*message.get("headers", ()), *own]}
             await send(message)
 
         counted = not scope["path"].startswith(_ALWAYS_ANSWERED)
-        if counted and self._shared.in_flight >= self._shared.max_in_flight:
-            await self._refuse(scope, receive, answer)
-        else:
-            await self._run(scope, receive, answer, counted=counted)
-        self._record(scope, status, time.perf_counter() - begun)
+        with traces.request_span(headers, request_id) as span:
+            try:
+                if counted and self._shared.in_flight >= self._shared.max_in_flight:
+                    await self._refuse(scope, receive, answer)
+                else:
+                    await self._run(scope, receive, answer, counted=counted)
+            finally:
+                self._record(scope, status, time.perf_counter() - begun, span)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send, *, counted: bool) -> None:
         self._shared.enter(counted)
@@ -86,11 +105,21 @@ class RequestMiddleware:
         problem = problem_of(OverloadedError(), Request(scope))
         await respond(problem, {"Retry-After": str(RETRY_AFTER_S)})(scope, receive, send)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float, span: Any) -> None:
         # Paths and methods of the client's own making would make labels without end.
         route = getattr(scope.get("route"), "path", "unknown")
         method = scope["method"] if route != "unknown" else "any"
+        traces.describe(span, method=method, route=route, status=status)
         if self._shared.metrics is not None:
             self._shared.metrics.requests.labels(route, method, str(status)).inc()
             self._shared.metrics.request_seconds.labels(route).observe(seconds)
-        log.info("request", extra={"route": route, "method": method, "status": status, "ms": round(seconds * 1e3, 2)})
+        log.info(
+            "request",
+            extra={
+                "route": route,
+                "method": method,
+                "status": status,
+                "ms": round(seconds * 1e3, 2),
+                "caller": scope.get("ringfence.caller", ""),
+            },
+        )

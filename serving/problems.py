@@ -30,6 +30,7 @@ log = logging.getLogger("ringfence.serving")
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 _TYPE = "urn:ringfence:problem:"
+_OPEN_INFERENCE = "/v2"
 
 
 class TooLargeError(InvalidInputError):
@@ -46,6 +47,22 @@ class SlowBodyError(RingfenceError):
 
 class NotFoundError(RingfenceError):
     """There is nothing under this id."""
+
+
+class UnauthorizedError(RingfenceError):
+    """A key is needed: send it as `Authorization: Bearer ...` or `X-API-Key`. `ringfence keys create` makes one."""
+
+    def __init__(self, message: str | None = None, *, error: str | None = None) -> None:
+        self.challenge = 'Bearer realm="ringfence"' + (f', error="{error}"' if error else "")
+        super().__init__(message)
+
+
+class ForbiddenError(RingfenceError):
+    """The key is valid, but not for this."""
+
+    def __init__(self, *, scope: str) -> None:
+        self.challenge = f'Bearer realm="ringfence", error="insufficient_scope", scope="{scope}"'
+        super().__init__(f"This needs a key with the scope {scope!r}.")
 
 
 class RejectedRowsError(ConflictError):
@@ -65,6 +82,8 @@ _STATUSES: tuple[tuple[type[RingfenceError], int, str, str], ...] = (
     (TooLargeError, 413, "too-large", "Too large"),
     (InvalidInputError, 400, "bad-input", "Bad input"),
     (UnknownFeatureError, 400, "unknown-feature", "Unknown feature"),
+    (UnauthorizedError, 401, "unauthorized", "Unauthorized"),
+    (ForbiddenError, 403, "forbidden", "Forbidden"),
     (NotFoundError, 404, "not-found", "Not found"),
     (SlowBodyError, 408, "slow-body", "Request timeout"),
     (ConflictError, 409, "conflict", "Conflict"),
@@ -84,6 +103,8 @@ RETRY_AFTER_S = 1
 
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The problem as a response."""
+    if (problem.instance or "").startswith(_OPEN_INFERENCE):
+        problem = msgspec.structs.replace(problem, error=problem.detail)
     return Response(
         msgspec.json.encode(problem), problem.status, headers=dict(headers or {}), media_type=PROBLEM_MEDIA_TYPE
     )
@@ -133,7 +154,13 @@ async def _ringfence(request: Request, error: RingfenceError) -> Response:
     if problem.status >= 500:
         trace = error if problem.status == 500 else None
         log.warning("request failed", extra={"error": str(error), "status": problem.status}, exc_info=trace)
-    return respond(problem, {"Retry-After": str(RETRY_AFTER_S)} if problem.status == 503 else None)
+    return respond(problem, _headers(error, problem.status))
+
+
+def _headers(error: RingfenceError, status: int) -> dict[str, str]:
+    if isinstance(error, UnauthorizedError | ForbiddenError):
+        return {"WWW-Authenticate": error.challenge}
+    return {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
 
 
 async def _http(request: Request, error: HTTPException) -> Response:

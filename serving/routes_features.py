@@ -11,8 +11,9 @@ from fastapi import APIRouter, Query, Request, Response
 from graph_features.contracts import MAX_ID_LENGTH
 from graph_features.errors import InvalidInputError
 from graph_features.schema import ENTITY_KEYS
-from serving import online, openapi
+from serving import online, openapi, traces
 from serving.api import (
+    CatalogReply,
     FeatureRow,
     FeaturesReply,
     FeatureVector,
@@ -20,6 +21,8 @@ from serving.api import (
     OnlineFeaturesReply,
     OnlineFeaturesRequest,
 )
+from serving.auth import needs
+from serving.keys import Scope
 from serving.parse import decode, read_body
 from serving.problems import TooLargeError, request_id
 from serving.replies import json_reply
@@ -32,7 +35,12 @@ _NO_TIME = "1970-01-01T00:00:00Z"
 _EXAMPLE = {"features": ["account_activity:sent_count_7d"], "entities": {"account_id": ["C1", "C2"]}}
 
 
-@router.get("/features", responses=openapi.responses(FeaturesReply, 400, 413, 503), response_class=Response)
+@router.get(
+    "/features",
+    dependencies=[needs(Scope.READ)],
+    responses=openapi.responses(FeaturesReply, 400, 413, 503),
+    response_class=Response,
+)
 async def features(
     request: Request,
     entity: Annotated[Literal["account", "pair"], Query(description="What the ids name.")] = "account",
@@ -41,7 +49,7 @@ async def features(
         Query(
             description="Ids, repeated or separated by commas; a pair is sender|receiver. Ids that hold these signs go "
             "through POST /get-online-features.",
-            examples=["C1"],
+            openapi_examples={"accounts": {"value": ["C1", "C2"]}},
         ),
     ] = [],  # noqa: B006 - FastAPI copies it
     features: Annotated[
@@ -60,12 +68,18 @@ async def features(
     return json_reply(FeaturesReply(entity=entity, features=names, rows=rows, request_id=request_id(request)))
 
 
-@router.get("/features/catalog", response_class=Response, responses={200: {"content": {"application/json": {}}}})
+@router.get(
+    "/features/catalog",
+    dependencies=[needs(Scope.READ)],
+    responses=openapi.responses(CatalogReply),
+    response_class=Response,
+)
 async def catalog(request: Request) -> Response:
     """Every feature view with its features, types, units and meanings, and the feature services."""
     schemas = services_of(request).stores.schemas
     views = [{**view.to_json(), "keys": list(view.keys)} for view in schemas.values()]
-    return json_reply({"views": views, "services": list(online.services(schemas)), "request_id": request_id(request)})
+    services = list(online.services(schemas))
+    return json_reply(CatalogReply(views=views, services=services, request_id=request_id(request)))
 
 
 def _split(values: list[str]) -> list[str]:
@@ -143,8 +157,9 @@ def _position(at: int) -> Any:
 
 @router.post(
     "/get-online-features",
+    dependencies=[needs(Scope.READ)],
     openapi_extra=openapi.request_body(OnlineFeaturesRequest, _EXAMPLE),
-    responses=openapi.responses(OnlineFeaturesReply, 400, 413, 503),
+    responses=openapi.responses(OnlineFeaturesReply, 400, 408, 413, 503),
     response_class=Response,
 )
 async def get_online_features(request: Request) -> Response:
@@ -161,7 +176,10 @@ async def get_online_features(request: Request) -> Response:
         raise InvalidInputError(field="features", expected='"view:feature" names, or a feature_service', got=[])
     labels = [label for item in projections for label in item.labels(full=asked.full_feature_names)]
     _check_labels(labels)
-    found, _ = await asyncio.to_thread(online.read, services.stores.online, projections, asked.entities, epoch_s=True)
+    with traces.span("features", entities=count):
+        found, _ = await asyncio.to_thread(
+            online.read, services.stores.online, projections, asked.entities, epoch_s=True
+        )
     keys = [name for name in asked.entities if name not in online.REQUEST_COLUMNS]
     results = [
         FeatureVector(values=asked.entities[name], statuses=["PRESENT"] * count, event_timestamps=[_NO_TIME] * count)

@@ -15,8 +15,10 @@ from fastapi import APIRouter, Query, Request, Response
 from graph_features.errors import RingfenceError
 from graph_features.schema import EntityKey
 from graph_features.sources.base import MarkPending, WriteResult
-from serving import openapi
+from serving import openapi, traces
 from serving.api import LabelsRequest, Rejected, StatusesRequest, TransactionsRequest, WriteReply
+from serving.auth import needs
+from serving.keys import Scope
 from serving.parse import check_batch, decode, read_body
 from serving.payments import Rows
 from serving.problems import RejectedRowsError, request_id
@@ -46,8 +48,9 @@ _LABEL = {
 
 @router.post(
     "/transactions",
+    dependencies=[needs(Scope.WRITE)],
     openapi_extra=openapi.request_body(TransactionsRequest, EXAMPLE),
-    responses=openapi.responses(WriteReply, 400, 409, 413, 503),
+    responses=openapi.responses(WriteReply, 400, 408, 409, 413, 503),
     response_class=Response,
 )
 async def transactions(request: Request, refresh: Refresh = "sync") -> Response:
@@ -61,8 +64,9 @@ async def transactions(request: Request, refresh: Refresh = "sync") -> Response:
 
 @router.post(
     "/statuses",
+    dependencies=[needs(Scope.WRITE)],
     openapi_extra=openapi.request_body(StatusesRequest, {"statuses": [_STATUS]}),
-    responses=openapi.responses(WriteReply, 400, 409, 413, 503),
+    responses=openapi.responses(WriteReply, 400, 408, 409, 413, 503),
     response_class=Response,
 )
 async def statuses(request: Request, refresh: Refresh = "sync") -> Response:
@@ -76,8 +80,9 @@ async def statuses(request: Request, refresh: Refresh = "sync") -> Response:
 
 @router.post(
     "/labels",
+    dependencies=[needs(Scope.WRITE)],
     openapi_extra=openapi.request_body(LabelsRequest, {"labels": [_LABEL]}),
-    responses=openapi.responses(WriteReply, 400, 409, 413, 503),
+    responses=openapi.responses(WriteReply, 400, 408, 409, 413, 503),
     response_class=Response,
 )
 async def labels(request: Request, refresh: Refresh = "sync") -> Response:
@@ -103,9 +108,11 @@ async def _accept(
         services.stores.online.mark_pending(keys)
         touched.extend(keys)
 
-    result = await asyncio.to_thread(write, rows.table, mark)
+    with traces.span("write", rows=rows.table.num_rows):
+        result = await asyncio.to_thread(write, rows.table, mark)
     written = time.perf_counter()
-    refreshed = await _follow(services, kind, touched, refresh, begun)
+    with traces.span("refresh", entities=len(touched)):
+        refreshed = await _follow(services, kind, touched, refresh, begun)
     inserted = int(result.inserted.sum())
     known = len(result.inserted) - inserted - len(result.rejected)
     for outcome, count in (("inserted", inserted), ("known", known), ("rejected", len(result.rejected))):

@@ -14,6 +14,8 @@ from graph_features.errors import ConflictError, InvalidInputError, JobError, Un
 from graph_features.jobs.records import Job
 from serving import openapi
 from serving.api import JobKindsReply, JobReply, JobRequest, JobsReply
+from serving.auth import needs
+from serving.keys import Scope
 from serving.parse import decode, read_body
 from serving.problems import NotFoundError, request_id
 from serving.replies import json_reply
@@ -26,9 +28,10 @@ LISTED_CHUNKS = 100
 
 @router.post(
     "/jobs",
+    dependencies=[needs(Scope.ADMIN)],
     status_code=202,
     openapi_extra=openapi.request_body(JobRequest, {"kind": "materialize", "parameters": {}}),
-    responses=openapi.responses(JobReply, 400, 413, 503, success=202),
+    responses=openapi.responses(JobReply, 400, 408, 413, 503, success=202),
     response_class=Response,
 )
 async def submit(request: Request) -> Response:
@@ -57,7 +60,9 @@ def _inside_parameters(error: InvalidInputError, asked: JobRequest) -> InvalidIn
     return InvalidInputError(field=f"parameters.{error.field}", expected=error.expected, got=parameter)
 
 
-@router.get("/jobs", responses=openapi.responses(JobsReply, 400, 503), response_class=Response)
+@router.get(
+    "/jobs", dependencies=[needs(Scope.READ)], responses=openapi.responses(JobsReply, 400, 503), response_class=Response
+)
 async def jobs(request: Request, limit: Annotated[int, Query(ge=1, le=1_000)] = 100) -> Response:
     """Jobs, newest first: what ran, runs, failed and why; what is due; each view's freshness; the graph's lag."""
     services = services_of(request)
@@ -72,13 +77,20 @@ async def jobs(request: Request, limit: Annotated[int, Query(ge=1, le=1_000)] = 
     )
 
 
-@router.get("/jobs/kinds", responses=openapi.responses(JobKindsReply), response_class=Response)
+@router.get(
+    "/jobs/kinds", dependencies=[needs(Scope.READ)], responses=openapi.responses(JobKindsReply), response_class=Response
+)
 async def kinds(request: Request) -> Response:
     """The kinds of job, with their parameters as JSON Schema."""
     return json_reply(JobKindsReply(kinds=services_of(request).jobs.kinds(), request_id=request_id(request)))
 
 
-@router.get("/jobs/{job_id}", responses=openapi.responses(JobReply, 400, 404, 503), response_class=Response)
+@router.get(
+    "/jobs/{job_id}",
+    dependencies=[needs(Scope.READ)],
+    responses=openapi.responses(JobReply, 400, 404, 503),
+    response_class=Response,
+)
 async def job(request: Request, job_id: UUID) -> Response:
     """One job: state, error, how many of its chunks are in each state, an estimate of the time to its end."""
     jobs = services_of(request).jobs
@@ -99,19 +111,19 @@ async def job(request: Request, job_id: UUID) -> Response:
 _MOVED = openapi.responses(JobReply, 400, 404, 409, 503)
 
 
-@router.post("/jobs/{job_id}/cancel", responses=_MOVED, response_class=Response)
+@router.post("/jobs/{job_id}/cancel", dependencies=[needs(Scope.ADMIN)], responses=_MOVED, response_class=Response)
 async def cancel(request: Request, job_id: UUID) -> Response:
     """Cancel a job; one that runs stops at its next safe point. Asking twice changes nothing."""
     return await _move(request, services_of(request).jobs.cancel, job_id)
 
 
-@router.post("/jobs/{job_id}/pause", responses=_MOVED, response_class=Response)
+@router.post("/jobs/{job_id}/pause", dependencies=[needs(Scope.ADMIN)], responses=_MOVED, response_class=Response)
 async def pause(request: Request, job_id: UUID) -> Response:
     """Pause a job; one that runs stops at its next safe point. Asking twice changes nothing."""
     return await _move(request, services_of(request).jobs.pause, job_id)
 
 
-@router.post("/jobs/{job_id}/resume", responses=_MOVED, response_class=Response)
+@router.post("/jobs/{job_id}/resume", dependencies=[needs(Scope.ADMIN)], responses=_MOVED, response_class=Response)
 async def resume(request: Request, job_id: UUID) -> Response:
     """Run a paused, failed or cancelled job again: only what is missing, failed chunks included. 409 for another."""
     return await _move(request, services_of(request).jobs.resume, job_id)

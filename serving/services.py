@@ -17,7 +17,8 @@ from graph_features.errors import RingfenceError
 from graph_features.schema import ViewSchema
 from graph_features.settings import PlatformSettings, ServingSettings
 from graph_features.sources.base import RecordStore
-from graph_features.stores.base import OnlineStore
+from graph_features.stores.base import OfflineStore, OnlineStore
+from serving.auth import Guard, OpenGuard
 from serving.decisions import DecisionLog
 from serving.engineering import FeatureEngineering
 from serving.graph_sync import GraphSync
@@ -47,6 +48,7 @@ class Stores:
     online: OnlineStore
     graph_ping: Callable[[], None]
     offline_ping: Callable[[], None]
+    offline: Callable[[], OfflineStore]
     schemas: dict[str, ViewSchema]
 
 
@@ -68,6 +70,7 @@ class Services:
     jobs: Jobs
     metrics: Metrics
     shadow: Shadow | None = None
+    guard: Guard = field(default_factory=OpenGuard)
     close_stores: Callable[[], None] = lambda: None
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     draining: bool = False
@@ -76,7 +79,7 @@ class Services:
     background: set[asyncio.Future[bool]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.health = Health(self._resources())
+        self.health = Health(self._resources(), auth=self.guard.describe())
         self.metrics.watch((self.inference, self.features))
         self.metrics.expected_wait.set_function(lambda: self.predictor.admission.wait_s)
         self.metrics.decision_backlog.set_function(lambda: getattr(self.decisions, "backlog_bytes", 0))
@@ -97,10 +100,11 @@ class Services:
         ]
 
     async def start(self) -> None:
-        """Begin to follow the model, to delete decisions past their retention and to take up jobs left behind."""
+        """Begin to follow keys and model, to delete decisions past their retention, to take up jobs left behind."""
         # Stores that hang hold threads: what they have to do with must not wait for them.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="stores"))
         self._tasks = [
+            asyncio.create_task(self.guard.follow()),
             asyncio.create_task(self.follower.follow(self.settings.model_poll_s)),
             asyncio.create_task(self._purge()),
             asyncio.create_task(self._adopt()),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -64,17 +64,20 @@ class AccountGraph:
     @cached_property
     def partners(self) -> csr_matrix[Any]:
         """1 where either paid the other."""
-        return cast("csr_matrix[Any]", self.paid.maximum(self.paid.T).tocsr())
+        found: csr_matrix[Any] = self.paid.maximum(self.paid.T).tocsr()
+        return found
 
     @cached_property
     def both_ways(self) -> csr_matrix[Any]:
         """1 where each paid the other."""
-        return cast("csr_matrix[Any]", self.paid.multiply(self.paid.T).tocsr())
+        found: csr_matrix[Any] = self.paid.multiply(self.paid.T).tocsr()
+        return found
 
     @cached_property
     def common(self) -> csr_matrix[Any]:
         """For partners, how many partners they have in common."""
-        return (self.partners @ self.partners).multiply(self.partners).tocsr()
+        found: csr_matrix[Any] = (self.partners @ self.partners).multiply(self.partners).tocsr()
+        return found
 
     @cached_property
     def rarity(self) -> Float64:

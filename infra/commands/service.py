@@ -50,14 +50,17 @@ def predict(
     url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
     json_: Annotated[bool, typer.Option("--json", help="Print the reply as it came.")] = False,
 ) -> None:
-    """Have a running server score payments."""
+    """Have a running server score payments; RINGFENCE_API_KEY is sent where it is set."""
     import sys
 
     import httpx
 
+    from infra.client import key_headers
+
     body = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     try:
-        reply = httpx.post(f"{url}/predict", content=body, headers={"content-type": "application/json"}, timeout=60)
+        headers = {"content-type": "application/json", **key_headers()}
+        reply = httpx.post(f"{url}/predict", content=body, headers=headers, timeout=60)
     except httpx.TransportError as error:
         fail(f"no server at {url} ({error}): start one with `ringfence serve`")
     if json_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import importlib.util
 import shlex
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ def environment(home: Path, settings: Iterable[BaseSettings]) -> dict[str, str]:
         values.update(variables(server))
         if isinstance(server, PostgresSettings):
             values["MLFLOW_TRACKING_URI"] = mlflow_uri(server, MLFLOW_DATABASE)
+            values["RINGFENCE_AUTH_ADMIN_KEY"] = admin_key(server)
     values["FEAST_FS_YAML_FILE_PATH"] = str(feast_file())
     values["MLFLOW_DISABLE_TELEMETRY"] = "true"
     values["DO_NOT_TRACK"] = "true"
@@ -34,6 +36,12 @@ def variables(settings: BaseSettings) -> dict[str, str]:
     """One variable per field of a settings class, under its prefix."""
     prefix = str(settings.model_config.get("env_prefix", ""))
     return {f"{prefix}{name}".upper(): _plain(getattr(settings, name)) for name in type(settings).model_fields}
+
+
+def admin_key(settings: PostgresSettings) -> str:
+    """The REST server's administrator key of this home: the same at every start, and no way back to the password."""
+    password = settings.password.get_secret_value()
+    return hmac.digest(password.encode(), b"ringfence administrator", "sha256").hex()
 
 
 def mlflow_uri(settings: PostgresSettings, database: str) -> str:

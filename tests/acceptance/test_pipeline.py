@@ -22,6 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from infra.client import key_headers
+
 RATES = '{"GBP": "1.17", "USD": "0.92"}'
 ACCOUNTS, DAYS, SEED = 400, 40, 5
 READY_S = 120
@@ -92,7 +94,8 @@ def server(ringfence: Ringfence) -> Iterator[httpx.Client]:
         port = probe.getsockname()[1]
     process = ringfence.start("serve", "--port", str(port))
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        headers = key_headers(ringfence.environment)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=headers) as client:
             give_up = time.monotonic() + READY_S
             while time.monotonic() < give_up and process.poll() is None and not is_ready(client):
                 time.sleep(0.2)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
-import socket
 import subprocess
-import sys
-import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,156 +20,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# A network with random weights over the real catalogue: what is tested is serving, not what the model has learnt.
-MAKE_MODEL = """
-import sys
-from pathlib import Path
-
-import numpy as np
-import torch
-
-from graph_features.settings import PlatformSettings, TrainingSettings, load
-from graph_features.tuples import TransactionColumns, TupleBlocks, build_tuples
-from training.bundle import BundleInfo
-from training.export import write_bundle
-from training.history import current_spec
-from training.model import FraudGnn, ModelConfig
-from training.registry import CHAMPION, Registry
-
-seed, scratch = int(sys.argv[1]), Path(sys.argv[2])
-home = load(PlatformSettings).home
-spec = current_spec(TrainingSettings())
-payments = TransactionColumns.from_mapping(
-    {
-        "event_timestamp": np.array([1_700_000_000_000, 1_700_000_001_000]),
-        "sender_id": ["a", "b"],
-        "receiver_id": ["b", "c"],
-        "amount_base": np.array([1000, 2000]),
-    }
-)
-blocks = TupleBlocks.from_packed(spec, [[None] * 4 for _ in spec.views])
-sample = build_tuples(spec, payments, blocks)
-torch.manual_seed(seed)
-config = ModelConfig(
-    account_features=len(spec.account),
-    transaction_features=len(spec.transaction_names),
-    neighbour_features=len(spec.neighbour_names),
-    account_nulls=0,
-    transaction_nulls=0,
-    neighbour_nulls=0,
-    neighbours=spec.neighbours,
-    hidden=8,
-)
-info = BundleInfo(
-    inputs=spec,
-    model=config.to_json(),
-    threshold=0.5,
-    calibration={"scale": 1.0, "shift": 0.0},
-    git_revision="",
-    seed=seed,
-)
-bundle = write_bundle(scratch / "bundle", FraudGnn(config), info, sample)
-registry = Registry.open(home)
-_, version = registry.log(
-    bundle, experiment="ringfence", name="ringfence", parameters={}, metrics={}, history={}, plots={}
-)
-if sys.argv[3] == "champion":
-    registry.set_alias("ringfence", CHAMPION, version)
-print(version)
-"""
-
-
-@dataclass
-class Server:
-    """A server process in a home of its own."""
-
-    home: Path
-    port: int
-    environment: dict[str, str]
-    process: subprocess.Popen[bytes] = field(init=False)
-    http: httpx.Client = field(init=False)
-
-    def start(self) -> None:
-        with (self.home / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "infra.cli", "serve", "--port", str(self.port)],
-                cwd=ROOT,
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-            )
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
-        self.until(lambda: self.answers("/health/live"), 180)
-
-    def answers(self, path: str) -> bool:
-        assert self.process.poll() is None, self.log()[-4_000:]
-        try:
-            return self.http.get(path).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def until(self, condition: Callable[[], bool], limit_s: float) -> None:
-        deadline = time.monotonic() + limit_s
-        while not condition():
-            assert time.monotonic() < deadline, self.log()[-4_000:]
-            time.sleep(0.02)
-
-    def log(self) -> str:
-        return (self.home / "server.log").read_text(encoding="utf-8", errors="replace")
-
-    def promote(self, seed: int, *, alias: str = "champion") -> str:
-        """Make a model and point the alias at it if it is to be champion; return its version."""
-        scratch = str(self.home / f"scratch-{seed}")
-        done = self.run("-c", textwrap.dedent(MAKE_MODEL), str(seed), scratch, alias)
-        assert done.returncode == 0, done.stderr[-4_000:]
-        return done.stdout.split()[-1]
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Python beside the server, in its home."""
-        command = [sys.executable, *arguments]
-        options: dict[str, Any] = {"cwd": ROOT, "env": self.environment, "timeout": 400}
-        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A `ringfence` command beside the server."""
-        return self.run("-m", "infra.cli", *arguments)
-
-    def pool(self, name: str) -> dict[str, Any]:
-        detail: dict[str, Any] = self.http.get("/health").json()["checks"][name]["detail"]
-        return detail
-
-    def stop(self, how: signal.Signals = signal.SIGTERM, limit_s: float = 60) -> int:
-        self.http.close()
-        self.process.send_signal(how)
-        return self.process.wait(timeout=limit_s)
-
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("serving")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RINGFENCE_", "MLFLOW_"))}
-    environment = {
-        **inherited,
-        "RINGFENCE_HOME": str(home),
-        "RINGFENCE_WORKERS": "2",
-        "RINGFENCE_SERVING_MODEL_POLL_S": "0.5",
-        "RINGFENCE_SERVING_MAX_BATCH": "500",
-        "RINGFENCE_SERVING_SHARD_ROWS": "50",
-        # A busy machine must not make these tests say that something is degraded.
-        "RINGFENCE_SERVING_DEADLINE_MS": "60000",
-        "RINGFENCE_SERVING_SCORE_TIMEOUT_MS": "60000",
-        "RINGFENCE_SERVING_OVERLOAD_MS": "60000",
-        "RINGFENCE_SERVING_DRAIN_S": "60",
-        "OMP_NUM_THREADS": "1",
-    }
-    running = Server(home=home, port=port, environment=environment)
-    running.start()
-    yield running
-    if running.process.poll() is None:
-        running.stop()
+def server(start_server: Any) -> Any:
+    return start_server(RINGFENCE_WORKERS="2", RINGFENCE_SERVING_MAX_BATCH="500", RINGFENCE_SERVING_SHARD_ROWS="50")
 
 
 def payment(id_: str, sender: str, receiver: str, when: str = "2026-03-01T12:00:00Z", **more: Any) -> dict[str, Any]:
@@ -179,14 +31,14 @@ def payment(id_: str, sender: str, receiver: str, when: str = "2026-03-01T12:00:
     return {**row, "amount": 25.5, "currency": "EUR", **more}
 
 
-def scores(server: Server, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+def scores(server: Any, *rows: dict[str, Any]) -> list[dict[str, Any]]:
     reply = server.http.post("/predict", json={"transactions": list(rows)})
     assert reply.status_code == 200, reply.text
     found: list[dict[str, Any]] = reply.json()["scores"]
     return found
 
 
-def test_01_server_starts_without_a_model(server: Server) -> None:
+def test_01_server_starts_without_a_model(server: Any) -> None:
     """Without a model the server is alive, not ready, and /predict says to promote one; ingest works."""
     assert server.http.get("/health/ready").status_code == 503
     reply = server.http.post("/predict", json={"transactions": [payment("t", "a", "b")]})
@@ -199,7 +51,7 @@ def test_01_server_starts_without_a_model(server: Server) -> None:
     assert (accepted.json()["inserted"], accepted.json()["refreshed"]) == (60, "done")
 
 
-def test_02_promoted_model_comes_into_use(server: Server) -> None:
+def test_02_promoted_model_comes_into_use(server: Any) -> None:
     """A model that is promoted while the server runs makes it ready, without a restart."""
     version = server.promote(seed=1)
     server.until(lambda: server.answers("/health/ready"), 120)
@@ -208,7 +60,7 @@ def test_02_promoted_model_comes_into_use(server: Server) -> None:
     assert server.http.get("/health").json()["status"] == "ok"
 
 
-def test_03_scores_rest_on_the_stored_rows(server: Server) -> None:
+def test_03_scores_rest_on_the_stored_rows(server: Any) -> None:
     """A score over HTTP is what the bundle gives for the rows in the online store, to 1e-6."""
     import numpy as np
 
@@ -239,7 +91,7 @@ def test_03_scores_rest_on_the_stored_rows(server: Server) -> None:
     assert np.abs(np.array([score["fraud_score"] for score in found]) - expected).max() < 1e-6
 
 
-def test_04_whole_graph_rows_come_with_a_job(server: Server) -> None:
+def test_04_whole_graph_rows_come_with_a_job(server: Any) -> None:
     """Before the first slice its views are named in degraded; the job over REST computes them, then nothing is."""
     row = payment("s0", "c1", "m1", "2026-03-01T12:00:00Z")
     before = scores(server, row)[0]["degraded"]
@@ -253,14 +105,14 @@ def test_04_whole_graph_rows_come_with_a_job(server: Server) -> None:
     assert scores(server, row)[0]["degraded"] == []
 
 
-def test_05_unknown_accounts_are_scored_and_said_so(server: Server) -> None:
+def test_05_unknown_accounts_are_scored_and_said_so(server: Any) -> None:
     """An account that never was gets a score, and the reply says that it was never seen."""
     found = scores(server, payment("u1", "nobody", "m1"), payment("u2", "nobody", "no-one"))
     assert [score["unseen"] for score in found] == [["sender"], ["sender", "receiver"]]
     assert all(0 <= score["fraud_score"] <= 1 for score in found)
 
 
-def test_06_what_was_ingested_is_in_the_next_score(server: Server) -> None:
+def test_06_what_was_ingested_is_in_the_next_score(server: Any) -> None:
     """After POST /transactions the next score of the account rests on a row of that very payment."""
     before, again = scores(server, payment("f0", "c2", "m2"))[0], scores(server, payment("f0", "c2", "m2"))[0]
     assert before["fraud_score"] == again["fraud_score"]
@@ -272,7 +124,7 @@ def test_06_what_was_ingested_is_in_the_next_score(server: Server) -> None:
     assert not [item for item in after["degraded"] if item["reason"] == "stale"]
 
 
-def test_07_payments_of_the_past_see_the_past(server: Server) -> None:
+def test_07_payments_of_the_past_see_the_past(server: Any) -> None:
     """A payment before an account's last event is scored as of its own time, and nothing changes online."""
     features = server.http.get("/features?ids=c2").json()["rows"][0]
     past = scores(server, payment("p0", "c2", "m2", "2026-02-10T12:00:00Z"))[0]
@@ -282,12 +134,40 @@ def test_07_payments_of_the_past_see_the_past(server: Server) -> None:
     assert first["unseen"] == ["sender", "receiver"]
 
 
-def test_08_decisions_are_kept(server: Server) -> None:
+def test_08_decisions_are_kept(server: Any) -> None:
     """Each score can be looked up by its transaction, with the rows that it rests on."""
     record = server.http.get("/decisions/f0").json()["decisions"][0]
     assert record["inputs"]["sender_id"] == "c2"
     assert record["rows"]["sender"]["account_activity"][1] > 0
     assert server.http.get("/decisions/never-scored").status_code == 404
+
+
+def curl_lines(page: Path) -> list[str]:
+    """The curl commands of a page, over as many lines as their quotes are open."""
+    commands: list[str] = []
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```(?:console|sh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        pending = ""
+        for line in block.splitlines():
+            pending = f"{pending}\n{line}" if pending else line if line.startswith("curl ") else ""
+            with suppress(ValueError):
+                if pending and shlex.split(pending):
+                    commands.append(pending)
+                    pending = ""
+    return commands
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/rest-api.md"])
+def test_08_curl_lines_of_the_documentation_run_as_they_stand(server: Any, name: str) -> None:
+    """Each curl command is answered with a reply, not with a problem, in the order of the page."""
+    commands = curl_lines(ROOT / name)
+    assert commands
+    for command in commands:
+        pasted = command.replace("localhost:8000", f"127.0.0.1:{server.port}")
+        done = subprocess.run(["/bin/sh", "-c", pasted], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, (command, done.stderr)
+        assert "urn:ringfence:problem" not in done.stdout, (command, done.stdout)
+        assert isinstance(json.loads(done.stdout), dict)
 
 
 def body(**changes: Any) -> bytes:
@@ -324,7 +204,7 @@ BAD_INPUT: dict[str, tuple[bytes, int, str]] = {
 
 @pytest.mark.parametrize("name", list(BAD_INPUT))
 @pytest.mark.parametrize("path", ["/predict", "/transactions"])
-def test_09_bad_input_has_its_documented_answer(server: Server, name: str, path: str) -> None:
+def test_09_bad_input_has_its_documented_answer(server: Any, name: str, path: str) -> None:
     """Every kind of bad input gets its status and a problem that names the field, what was expected and what came."""
     content, status, name_of_field = BAD_INPUT[name]
     reply = server.http.post(path, content=content)
@@ -334,7 +214,7 @@ def test_09_bad_input_has_its_documented_answer(server: Server, name: str, path:
     assert {"type", "title", "status", "detail", "expected", "got", "request_id"} <= set(problem)
 
 
-def test_10_unknown_feature_names_are_400(server: Server) -> None:
+def test_10_unknown_feature_names_are_400(server: Any) -> None:
     """Feature names that do not exist are refused by both feature routes."""
     for reply in (
         server.http.get("/features?ids=c1&features=account_activity:nothing"),
@@ -343,7 +223,7 @@ def test_10_unknown_feature_names_are_400(server: Server) -> None:
         assert (reply.status_code, reply.json()["field"]) == (400, "features")
 
 
-def test_11_killed_workers_cost_no_request(server: Server) -> None:
+def test_11_killed_workers_cost_no_request(server: Any) -> None:
     """Workers killed with SIGKILL again and again during load: every request succeeds, and capacity comes back."""
     rows = [payment(f"k{at}", f"c{at % 5}", f"m{at % 3}") for at in range(100)]
     expected = [score["fraud_score"] for score in scores(server, *rows)]
@@ -390,7 +270,7 @@ def test_11_killed_workers_cost_no_request(server: Server) -> None:
     assert scores(server, rows[0])[0]["fraud_score"] == pytest.approx(expected[0], abs=1e-6)
 
 
-def test_12_killed_feature_worker_comes_back(server: Server) -> None:
+def test_12_killed_feature_worker_comes_back(server: Any) -> None:
     """A feature worker killed while it works costs one retry: the write is accepted and its features are renewed."""
     (pid,) = server.pool("feature_workers")["pids"]
     rows = [payment(f"w{at}", f"w{at}", "m1", "2026-03-01T10:00:00Z") for at in range(100)]
@@ -418,7 +298,7 @@ largest_score_shift: 1
 """
 
 
-def test_13_promotion_and_rollback_under_load(server: Server) -> None:
+def test_13_promotion_and_rollback_under_load(server: Any) -> None:
     """A challenger is refused, promoted and rolled back while the server scores: no request fails or mixes versions."""
     known = "2026-02-20T00:00:00Z"
     labels = [{"transaction_id": f"h{at}", "is_fraud": at % 4 == 0, "label_timestamp": known} for at in range(12)]
@@ -474,7 +354,7 @@ def test_13_promotion_and_rollback_under_load(server: Server) -> None:
     ]
 
 
-def test_14_logs_hold_no_personal_values(server: Server) -> None:
+def test_14_logs_hold_no_personal_values(server: Any) -> None:
     """The server's own lines are JSON and name no account and no payment."""
     lines = [line for line in server.log().splitlines() if line.startswith("{")]
     assert len(lines) > 50
@@ -486,7 +366,7 @@ def test_14_logs_hold_no_personal_values(server: Server) -> None:
             assert "nobody" not in line
 
 
-def test_15_killed_server_leaves_no_process_and_no_damage(server: Server) -> None:
+def test_15_killed_server_leaves_no_process_and_no_damage(server: Any) -> None:
     """SIGKILL of the server in the middle of requests: its workers end by themselves, and the next start serves."""
     rows = [payment(f"x{at}", f"c{at % 5}", f"m{at % 3}") for at in range(200)]
     expected = [score["fraud_score"] for score in scores(server, *rows)]
@@ -514,7 +394,7 @@ def test_15_killed_server_leaves_no_process_and_no_damage(server: Server) -> Non
     assert server.http.get("/decisions/x0").json()["decisions"]
 
 
-def test_16_sigterm_drains(server: Server) -> None:
+def test_16_sigterm_drains(server: Any) -> None:
     """SIGTERM lets requests under way end, exits with 0 and leaves no process."""
     children = psutil.Process(server.process.pid).children(recursive=True)
     replies: list[dict[str, Any]] = []

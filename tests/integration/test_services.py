@@ -219,7 +219,13 @@ def test_environment_file(running: Services) -> None:
         for settings in (PostgresSettings, RedisSettings, Neo4jSettings)
         for name in settings.model_fields
     }
-    expected |= {"RINGFENCE_PROFILE", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"}
+    expected |= {
+        "RINGFENCE_PROFILE",
+        "RINGFENCE_AUTH_ADMIN_KEY",
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_DISABLE_TELEMETRY",
+        "DO_NOT_TRACK",
+    }
     assert expected <= set(seen)
     assert {name: seen[name] for name in running.environment} == running.environment
     assert seen["RINGFENCE_PROFILE"] == "services"

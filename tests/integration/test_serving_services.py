@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from graph_features.errors import StoreUnavailableError
 from graph_features.settings import PlatformSettings, PostgresSettings, Profile
+from infra.client import key_headers
 from serving.decisions import DecisionLog, open_engine
 
 pytestmark = pytest.mark.services
@@ -88,7 +89,8 @@ def http(services_environment: dict[str, str], tmp_path: Path) -> Iterator[httpx
             stderr=output,
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+        headers = key_headers(services_environment)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, headers=headers) as client:
             deadline = time.monotonic() + 120
             while True:
                 assert process.poll() is None, log.read_text()[-4_000:]

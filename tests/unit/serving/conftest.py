@@ -344,6 +344,9 @@ class Application:
         from graph_features.settings import PlatformSettings, ServingSettings
 
         self.home = home
+        self.guard = settings.pop("guard", None)
+        self.offline = SimpleNamespace(written=[])
+        self.offline.write = lambda view, table, part: self.offline.written.append((view.name, table, part))
         self.world = world
         self.online = world.online
         self.versions: list[tuple[str, Path]] = [] if model_folder is None else [("1", model_folder)]
@@ -388,6 +391,7 @@ class Application:
                 online=self.online,
                 graph_ping=lambda: None,
                 offline_ping=lambda: None,
+                offline=lambda: self.offline,
                 schemas=SCHEMAS,
             ),
             inference=inference,
@@ -415,6 +419,7 @@ class Application:
                 open_pool=lambda: InlinePool(name="jobs", size=1, build=lambda: SimpleNamespace(run=str)),
             ),
             metrics=metrics,
+            **({} if self.guard is None else {"guard": self.guard}),
             close_stores=records.close,
         )
         return self.services
