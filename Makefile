@@ -54,11 +54,13 @@ test: install    ## All tests, JOBS=2 at once; each starts PostgreSQL, Redis and
 test-unit: install  ## The fast tests, no servers
 	$(APART) $(BIN)/pytest tests/unit tests/architecture
 
-check: install chart   ## What CI runs before the tests: lint, format, types, advisories, the Helm chart
+check: install   ## What CI runs before the tests: lint, format, types, advisories, the Helm chart where there is helm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python requirements/audit.py
+	@if command -v helm >/dev/null || test -x $(CHART)/bin/helm; then $(MAKE) --no-print-directory chart; \
+		else echo "chart: NOT CHECKED, there is no helm; \`make chart\` builds one with Go"; fi
 
 audit: install   ## Known advisories against the pinned packages; says so when nobody can be asked
 	$(BIN)/python requirements/audit.py
