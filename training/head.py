@@ -22,21 +22,17 @@ from graph_features.embeddings import EMBEDDING_VIEWS, EncoderRef
 from graph_features.input_spec import InputSpec
 from graph_features.settings import FeatureSettings, PlatformSettings, TrainingSettings, load
 from graph_features.tuples import AccountInputs, InputTuples
+from training.candidate import make_candidate, with_metrics
 from training.dataset import Dataset
 from training.embed import free_slot, store_embeddings
 from training.encoder import ENCODER_ONNX, ENCODER_PT2, ENCODER_SPEC, Encoder
 from training.evaluate import Protocol, evaluate
 from training.history import current_spec, open_history
+from training.keep import store_candidate
 from training.periods import Periods
 from training.progress import Progress, no_progress
 from training.registry import Registry
-from training.train import (
-    TrainReport,
-    make_candidate,
-    read_periods,
-    store_candidate,
-    with_metrics,
-)
+from training.train import TrainReport, read_periods
 
 log = logging.getLogger(__name__)
 

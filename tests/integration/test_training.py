@@ -32,7 +32,7 @@ from training.ladder import RUNGS
 from training.ladder_run import evaluate_ladder
 from training.promote import history as decisions
 from training.promote import promote_model
-from training.registry import Registry
+from training.registry import PREVIOUS, Registry
 from training.train import TrainReport, train_model
 
 START_MS = 1_700_000_000_000 // DAY_MS * DAY_MS
@@ -331,6 +331,7 @@ def test_a_model_of_other_features_never_comes_into_service(
         assert "feature hash" in refused.reasons[0]
     assert registry.version_of("ringfence", "champion") == before
     registry.set_alias("ringfence", "champion", other)
+    registry.tag("ringfence", other, {PREVIOUS: report.version})
     with pytest.raises(ModelError, match="feature hash"):
         promote_model(platform, rollback=True, settings=SETTINGS)
     registry.set_alias("ringfence", "champion", before or report.version)
