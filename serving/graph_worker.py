@@ -1,4 +1,4 @@
-"""The handler of the worker that keeps the graph: apart from the feature workers, so that a slow graph delays only it."""
+"""The handler of the worker that keeps the graph: not a feature worker, so that a slow graph delays nothing else."""
 
 from __future__ import annotations
 
