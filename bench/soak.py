@@ -24,7 +24,7 @@ import psutil
 
 from bench.features_data import Payments
 from bench.homes import guarded_home
-from bench.http_load import Load, closed_loop, once, open_loop
+from bench.http_load import KEY, Load, closed_loop, once, open_loop
 from bench.report import Figure, publish
 from bench.serving_load import requests
 from bench.serving_world import Process, World, serving
@@ -119,7 +119,7 @@ def soak(world: World, server: Process, minutes: float) -> list[Figure]:
     watch.start()
     loads: list[Load] = []
     end = time.monotonic() + 60 * minutes
-    with httpx.Client(base_url=server.url, timeout=60) as http:
+    with httpx.Client(base_url=server.url, timeout=60, headers={"X-API-Key": KEY}) as http:
         writer = Writer(world, http)
         writer.start()
         while time.monotonic() < end:

@@ -19,8 +19,8 @@ from graph_features.settings import (
 from serving import logs
 from serving.app import create_app
 from serving.auth import is_loopback
-from serving.protocol import limited
 from serving.processes import Parent, exported, inherited
+from serving.protocol import limited
 
 log = logging.getLogger("ringfence.serving")
 

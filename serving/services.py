@@ -80,8 +80,6 @@ class Services:
 
     def __post_init__(self) -> None:
         self.health = Health(self._resources(), auth=self.guard.describe())
-        self.metrics.watch((self.inference, self.features))
-        self.health = Health(self._resources())
         self.metrics.watch(dict.fromkeys((self.inference, self.features, self.graph_sync.pool)))
         self.metrics.expected_wait.set_function(lambda: self.predictor.admission.wait_s)
         self.metrics.decision_backlog.set_function(lambda: getattr(self.decisions, "backlog_bytes", 0))
