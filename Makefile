@@ -113,6 +113,9 @@ bench-serving: install    ## The REST API against feast serve, MLflow, LitServe,
 chaos-serving: install   ## The REST API under load while workers, stores, clients and the disk fail (some minutes)
 	$(BIN)/python -m bench.faults
 
+soak: install            ## The REST API for twenty minutes at half of its capacity
+	$(BIN)/python -m bench.soak
+
 bench-stores: install     ## The Feast stores
 	$(BIN)/python -m bench.stores
 

@@ -31,6 +31,7 @@ from bench.faults_check import recomputed
 from bench.faults_load import Shooter, Target, targets
 from bench.features_data import Payments
 from bench.homes import guarded_home
+from bench.http_load import KEY
 from bench.proxy import Mode, Proxy
 from bench.report import Figure, publish
 from bench.serving_world import Process, World, serving
@@ -42,6 +43,7 @@ from training.bundle import Bundle
 STORES = ("redis", "postgres", "neo4j")
 MODES = {"stopped": Mode.REFUSE, "slow": Mode.SLOW, "cut": Mode.CUT, "silent": Mode.SILENT}
 CHECKED = 100
+HEADERS = {"X-API-Key": KEY}
 RECOVERY_LIMIT_S = 60.0
 GOAL_S = 1.0
 TOLERANCE = 1e-6
@@ -61,7 +63,7 @@ class Scene:
 
     def pids(self, pool: str) -> list[int]:
         """Processes of a pool as /health names them."""
-        reply = httpx.get(f"{self.server.url}/health", timeout=30).json()
+        reply = httpx.get(f"{self.server.url}/health", timeout=30, headers=HEADERS).json()
         pids: list[int] = reply["checks"][pool]["detail"].get("pids", [])
         return pids
 
@@ -252,7 +254,7 @@ def scene(world: World, *, fault_s: float, kill_s: float, count: int = 40, size:
 
 def check_records(scene: Scene) -> Figure:
     """Decision records of the load, computed again from the offline store."""
-    with httpx.Client(base_url=scene.server.url, timeout=60) as http:
+    with httpx.Client(base_url=scene.server.url, timeout=60, headers=HEADERS) as http:
         ids = [one["transaction_id"] for target in scene.targets for one in target.payments][:CHECKED]
         records = [
             record

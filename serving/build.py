@@ -87,7 +87,7 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
         inference=inference,
         features=features,
         engineering=engineering,
-        graph_sync=GraphSync(pool=features, timeout_s=refresh_s),
+        graph_sync=GraphSync(pool=_pool(platform, settings, "graph", 1), timeout_s=refresh_s),
         predictor=Predictor(
             pool=inference,
             engineering=engineering,
@@ -169,6 +169,7 @@ _HANDLERS = {
     "decisions": "serving.shipping:DecisionShipper",
     "inference": "serving.inference:InferenceWorker",
     "features": "serving.engineer:FeatureWorker",
+    "graph": "serving.graph_worker:GraphWorker",
     "jobs": "serving.jobs:JobWorker",
 }
 

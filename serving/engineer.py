@@ -13,7 +13,6 @@ from graph_features.clock import EPOCH, MAX_EVENT_MS
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.drivers import batch, on_demand
 from graph_features.edges import EdgeTable
-from graph_features.ingest.sync import sync_graph
 from graph_features.lazy_stores import LazyStores
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings, PlatformSettings
@@ -66,10 +65,6 @@ class FeatureHandler:
         for view in catalog().event_views():
             for _ in batch.latest_rows(view, edges, None, before_ms=MAX_EVENT_MS, settings=self._settings):
                 pass
-
-    def sync_graph(self) -> str:
-        """Write new transactions to the graph; say what was done."""
-        return str(sync_graph(self._records, self._graph))
 
     def seen(self, accounts: Sequence[str], before_ms: int) -> set[str]:
         """Those of the accounts that sent or received anything before `before_ms`."""

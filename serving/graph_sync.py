@@ -8,10 +8,10 @@ from serving.pool import Pool
 
 
 class GraphSync:
-    """Asks a feature worker to write new transactions to the graph."""
+    """Asks the graph's worker to write new transactions to it."""
 
     def __init__(self, *, pool: Pool, timeout_s: float) -> None:
-        self._pool = pool
+        self.pool = pool
         self._timeout_s = timeout_s
         self._running: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
@@ -33,4 +33,4 @@ class GraphSync:
         await self._sync()
 
     async def _sync(self) -> None:
-        await asyncio.wrap_future(self._pool.submit("sync_graph", timeout_s=self._timeout_s))
+        await asyncio.wrap_future(self.pool.submit("sync_graph", timeout_s=self._timeout_s))

@@ -19,6 +19,7 @@ from graph_features.settings import (
 from serving import logs
 from serving.app import create_app
 from serving.auth import is_loopback
+from serving.processes import Parent, exported, inherited
 from serving.protocol import limited
 
 log = logging.getLogger("ringfence.serving")
@@ -37,6 +38,8 @@ def run(platform: PlatformSettings | None = None, settings: ServingSettings | No
     # MLflow would put its own lines between ours.
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
     logs.configure(settings.log_level)
+    if settings.processes > 1:
+        raise SystemExit(Parent(settings, exported(settings)).run())
     config = uvicorn.Config(
         create_app(platform, settings),
         host=settings.host,
@@ -52,7 +55,7 @@ def run(platform: PlatformSettings | None = None, settings: ServingSettings | No
         ssl_keyfile=settings.tls_key or None,
     )
     # Bound before anything is built: a port that is taken is known at once, and port 0 gets its number.
-    listener = config.bind_socket()
+    listener = inherited() or config.bind_socket()
     host, port = listener.getsockname()[:2]
     url = f"{'https' if settings.tls_certificate else 'http'}://{host}:{port}"
     log.info("listening", extra={"url": url, "pid": os.getpid(), "auth": "keys" if guarded else "off"})

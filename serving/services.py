@@ -80,7 +80,7 @@ class Services:
 
     def __post_init__(self) -> None:
         self.health = Health(self._resources(), auth=self.guard.describe())
-        self.metrics.watch((self.inference, self.features))
+        self.metrics.watch(dict.fromkeys((self.inference, self.features, self.graph_sync.pool)))
         self.metrics.expected_wait.set_function(lambda: self.predictor.admission.wait_s)
         self.metrics.decision_backlog.set_function(lambda: getattr(self.decisions, "backlog_bytes", 0))
         if (collector := self.jobs.collector()) is not None:
@@ -88,7 +88,8 @@ class Services:
 
     def _resources(self) -> list[Resource]:
         return [
-            Resource(name="records", needed=True, ping=self.stores.records.ping),
+            # Without them what is online is scored all the same; the rest says that it is degraded.
+            Resource(name="records", needed=False, ping=self.stores.records.ping),
             Resource(name="online_store", needed=True, ping=self.stores.online.ping),
             Resource(name="decisions", needed=True, ping=self.decisions.ping),
             Resource(name="model", needed=True, ping=self.follower.ping),
@@ -127,6 +128,7 @@ class Services:
     def _close(self) -> None:
         self.inference.close(drain_s=self.settings.drain_s)
         self.features.close(drain_s=self.settings.drain_s)
+        self.graph_sync.pool.close(drain_s=self.settings.drain_s)
         self.jobs.close()
         self.decisions.close()
         self.health.close()
