@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from graph_features.ray_cluster import disconnect
 from graph_features.settings import ExecutorKind, ExecutorSettings
 
+START_LIMIT_S = 180.0
 ROOT = Path(__file__).parents[1]
 
 
@@ -22,11 +25,37 @@ def ray_cluster(*, nodes: int, store_mb: int = 200) -> Iterator[ExecutorSettings
 
     size = store_mb << 20
     head = {"num_cpus": 0, "object_store_memory": size, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    with _patience():
+        cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        for _ in range(nodes):
-            cluster.add_node(num_cpus=1, object_store_memory=size)
+        with _patience():
+            for _ in range(nodes):
+                cluster.add_node(wait=False, num_cpus=1, object_store_memory=size)
         yield ExecutorSettings(executor=ExecutorKind.RAY, ray_address=cluster.address)
     finally:
         disconnect()
         cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Ray gives a node half a minute to say that it is there, which a busy machine may exceed: wait for it here."""
+    from ray._private import services
+
+    look = services.get_node
+
+    def wait(*args: Any) -> Any:
+        limit = time.monotonic() + START_LIMIT_S
+        while True:
+            try:
+                return look(*args)
+            except RuntimeError:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = wait
+    try:
+        yield
+    finally:
+        services.get_node = look

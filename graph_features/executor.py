@@ -124,11 +124,14 @@ class ProcessPool:
         self._pool.join()
 
 
-def open_executor(workers: int, settings: ExecutorSettings | None = None) -> Executor:
-    """Return the executor that RINGFENCE_EXECUTOR names, for `workers` parts at once; close it when done."""
+def open_executor(workers: int, settings: ExecutorSettings | None = None, *, retries: int = 1) -> Executor:
+    """Return the executor that RINGFENCE_EXECUTOR names, for `workers` parts at once; close it when done.
+
+    A part whose worker dies is begun again up to `retries` times.
+    """
     settings = settings or load(ExecutorSettings)
     if settings.executor is ExecutorKind.PROCESS:
-        return ProcessPool(workers)
+        return ProcessPool(workers, retries=retries)
     from graph_features.ray_executor import RayExecutor
 
-    return RayExecutor(workers, settings=settings)
+    return RayExecutor(workers, settings=settings, retries=retries)

@@ -52,6 +52,11 @@ def connect(settings: ExecutorSettings) -> Any:
     return ray
 
 
+def own_address(settings: ExecutorSettings) -> str:
+    """Return the address under which nodes of the cluster reach this machine."""
+    return str(connect(settings).util.get_node_ip_address())
+
+
 def disconnect() -> None:
     """End the connection, if there is one: what this process has running on the cluster ends too."""
     import ray

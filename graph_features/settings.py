@@ -285,6 +285,9 @@ class TrainingSettings(BaseSettings):
     validation_share: float = Field(default=0.2, gt=0, lt=0.9, description="Last part of the training period.")
     refit: bool = Field(default=True, description="Train once more on validation rows too, for as many epochs.")
     seed: int = Field(default=0, ge=0)
+    workers: int = Field(
+        default=1, ge=1, le=64, description="Processes that share every batch; on Ray where RINGFENCE_EXECUTOR says so."
+    )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda)$")
     chunk_rows: int = Field(default=20_000, ge=1, description="Payments per historical read.")
     dataset_cache_mb: int = Field(

@@ -64,7 +64,8 @@ def make_candidate(
     """
     # torch takes seconds to import; a caller that only plans or reads reports does without.
     from training.export import write_bundle
-    from training.fit import fit_payments, hidden, logits
+    from training.fit import hidden, logits
+    from training.team import fit_by_workers
 
     train = known.between(periods.train_from, periods.validation_from)
     validation = known.between(periods.validation_from, periods.train_to)
@@ -75,7 +76,7 @@ def make_candidate(
         )
     rows, held_out_rows = (train.tuples, train.is_fraud), (validation.tuples, validation.is_fraud)
     kept = _checkpoints(checkpoints, settings)
-    fitted = fit_payments(rows, held_out_rows, settings, spec=spec, checkpoint=kept.get("fit"), progress=progress)
+    fitted = fit_by_workers(rows, held_out_rows, settings, spec=spec, checkpoint=kept.get("fit"), progress=progress)
     held_out = logits(fitted.model, validation.tuples)
     scale, shift = platt(held_out, validation.is_fraud)
     curves = {
@@ -87,7 +88,7 @@ def make_candidate(
         # The last days before the model goes live are the ones most like what it will see: they must not go unused.
         everything = (known.tuples, known.is_fraud)
         again_from = kept.get("refit")
-        fitted = fit_payments(
+        fitted = fit_by_workers(
             everything, None, settings, spec=spec, epochs=best, checkpoint=again_from, progress=progress
         )
         genuine = ~validation.is_fraud

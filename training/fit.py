@@ -50,6 +50,37 @@ class Inputs(Protocol):
 NetworkT = TypeVar("NetworkT", bound=Network)
 
 
+class Team(Protocol):
+    """Those who train one network together: see training.team."""
+
+    @property
+    def leads(self) -> bool: ...
+
+    def begin(self, seed: int) -> None: ...
+
+    def share(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]: ...
+
+    def combine(self, network: nn.Module, loss: Tensor, rows: npt.NDArray[np.int64]) -> float: ...
+
+
+class Alone:
+    """A team of one."""
+
+    leads = True
+
+    def begin(self, seed: int) -> None:
+        """Go on as seeded."""
+
+    def share(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return rows
+
+    def combine(self, network: nn.Module, loss: Tensor, rows: npt.NDArray[np.int64]) -> float:  # noqa: ARG002
+        return float(loss.detach())
+
+
+ALONE = Alone()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
     """One pass over the training rows: mean loss, and AP of the averaged weights on the validation rows."""
@@ -98,6 +129,7 @@ def fit_payments(
     epochs: int | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Progress = no_progress,
+    team: Team = ALONE,
 ) -> Fitted[PaymentNetwork]:
     """Train the network that suits the inputs: a head where they are embeddings, else the graph network."""
 
@@ -106,7 +138,9 @@ def fit_payments(
             return head_network(train[0], settings)
         return graph_network(train[0], settings, spec.neighbours)
 
-    return fit_network(build, train, validation, settings, epochs=epochs, checkpoint=checkpoint, progress=progress)
+    return fit_network(
+        build, train, validation, settings, epochs=epochs, checkpoint=checkpoint, progress=progress, team=team
+    )
 
 
 def fit_network(
@@ -118,6 +152,7 @@ def fit_network(
     epochs: int | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Progress = no_progress,
+    team: Team = ALONE,
 ) -> Fitted[NetworkT]:
     """Train what `build` makes on (inputs, is_fraud), keep the epoch with the best validation AP.
 
@@ -134,7 +169,8 @@ def fit_network(
     device = _device(settings.device)
     with _deterministic(settings.seed):
         model = build().to(device)
-        run = _Run(model, inputs, is_fraud, validation, settings, epochs or settings.epochs, device)
+        team.begin(settings.seed)
+        run = _Run(model, inputs, is_fraud, validation, settings, epochs or settings.epochs, device, team)
         history, best_epoch = run.run(progress, checkpoint)
     return Fitted(model=model.to("cpu").eval(), epochs=history, best_epoch=best_epoch, device=str(device))
 
@@ -151,7 +187,9 @@ class _Run:
         settings: TrainingSettings,
         epochs: int,
         device: torch.device,
+        team: Team,
     ) -> None:
+        self.team = team
         self.model, self.inputs, self.validation, self.epochs, self.device = model, inputs, validation, epochs, device
         self.patience = settings.patience
         self.targets = torch.from_numpy(is_fraud.astype(np.float32))
@@ -195,7 +233,7 @@ class _Run:
             if self.validation is None or not self.best or ap > self.history[self.best_epoch - 1].validation_ap:
                 self.best_epoch = number
                 self.best = {name: value.detach().clone() for name, value in self.averaged.module.state_dict().items()}
-            if checkpoint is not None:
+            if checkpoint is not None and self.team.leads:
                 checkpoint.save(self._state())
         self.model.load_state_dict(self.best)
         return tuple(self.history), self.best_epoch
@@ -236,15 +274,17 @@ class _Run:
         self.model.train()
         losses, step = 0.0, (number - 1) * self.sampler.count()
         for rows in self.sampler.batches(number):
-            logit = self.model.logit(*tensors(self.inputs.take(rows), self.device))
-            loss = self.loss(logit, self.targets[rows].to(self.device))
+            mine = self.team.share(rows)
+            logit = self.model.logit(*tensors(self.inputs.take(mine), self.device))
+            loss = self.loss(logit, self.targets[mine].to(self.device))
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            mean_loss = self.team.combine(self.model, loss, rows)
             nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_LIMIT)
             self.optimiser.step()
             self.schedule.step()
             self.averaged.update_parameters(self.model)
-            losses += float(loss.detach()) * len(rows)
+            losses += mean_loss * len(rows)
             step += 1
             progress(step, total, f"epoch {number}")
         return losses / max(1, len(self.sampler.rows(number)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,7 @@ from graph_features.settings import ExecutorKind, ExecutorSettings
 
 ROOT = Path(__file__).parents[2]
 STORE_BYTES = 80 << 20
+START_LIMIT_S = 180.0
 NOTICE_DEATH = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -40,24 +43,38 @@ class TestCluster:
 
     def grow(self, nodes: int) -> None:
         """Have so many nodes that work."""
-        while len(self.nodes) < nodes:
-            node = patiently(lambda: self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=STORE_BYTES))
-            self.nodes.append(node)
+        with patience():
+            while len(self.nodes) < nodes:
+                node = self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=STORE_BYTES)
+                self.nodes.append(node)
 
     def kill(self) -> None:
         """Kill a node with all that runs on it, as a machine that loses its power."""
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
 
 
-def patiently(start: Callable[[], Any]) -> Any:
-    """Ray gives a node half a minute to come up, which a busy machine may exceed: then once more, and once more."""
-    for _ in range(2):
-        try:
-            return start()
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-    return start()
+@contextmanager
+def patience() -> Iterator[None]:
+    """Ray gives a node half a minute to say that it is there, which a busy machine may exceed: wait for it here."""
+    from ray._private import services
+
+    look = services.get_node
+
+    def wait(*args: Any) -> Any:
+        limit = time.monotonic() + START_LIMIT_S
+        while True:
+            try:
+                return look(*args)
+            except RuntimeError:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = wait
+    try:
+        yield
+    finally:
+        services.get_node = look
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +92,8 @@ def ray_cluster() -> Iterator[TestCluster]:
         "include_dashboard": False,
         "_system_config": NOTICE_DEATH,
     }
-    made = TestCluster(cluster=patiently(lambda: Cluster(initialize_head=True, head_node_args=head)))
+    with patience():
+        made = TestCluster(cluster=Cluster(initialize_head=True, head_node_args=head))
     try:
         yield made
     finally:
