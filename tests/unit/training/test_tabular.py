@@ -13,7 +13,7 @@ from training.ladder import blend_weights
 from training.tabular import OWN_VIEWS, Columns, columns
 from training.trees import Trees, TreeSettings
 
-SMALL = TreeSettings(rounds=15, members=2, bins=64, most_columns=4)
+SMALL = TreeSettings(rounds=16, members=2, bins=64, columns=1.0, most_columns=4)
 
 
 def test_every_input_has_its_column(worlds: ModuleType) -> None:
