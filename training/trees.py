@@ -31,7 +31,7 @@ class TreeSettings:
     least_weight: float = 5.0
     l2: float = 5.0
     bins: int = 2_048
-    members: int = 1
+    members: int = 3
     most_columns: int = 60
     threads: int = 1
 

@@ -21,6 +21,7 @@ from graph_features.settings import FeatureSettings
 from graph_features.stores.codec import encode
 from graph_features.transaction import TransactionColumns
 from graph_features.tuples import InputTuples, TupleBlocks, build_tuples, row_requests
+from training.point_in_time import tuples_at
 
 SETTINGS = FeatureSettings()
 VIEWS = catalog().event_views()
@@ -84,6 +85,26 @@ def test_every_account_feature_is_that_of_the_payments_own_instant(data: Any, st
                 if _is_time(columns.view, name):
                     wanted = (payments.event_ms - wanted) / 1_000
                 np.testing.assert_allclose(inputs[:, columns.first + place], wanted, rtol=1e-6, err_msg=name)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_tuples_off_the_table_are_those_of_the_stored_rows(data: Any, stories: Any) -> None:
+    """Without any store, every input is the one that the stored rows give, bit for bit, of strangers too."""
+    history = data.draw(stories.histories(accounts="abc", max_payments=30))
+    asked = data.draw(st.lists(st.tuples(*[st.sampled_from("abcz")] * 2, stories.instants), min_size=1, max_size=20))
+    payments = TransactionColumns.from_mapping(
+        {
+            "event_timestamp": [at_ms for _, _, at_ms in asked],
+            "sender_id": [sender for sender, _, _ in asked],
+            "receiver_id": [receiver for _, receiver, _ in asked],
+            "amount_base": [1_000] * len(asked),
+        }
+    )
+    edges = history.edges()
+    stored, straight = as_read(edges, payments), tuples_at(SPEC, edges, payments, settings=SETTINGS)
+    for name, array in stored.feeds().items():
+        np.testing.assert_array_equal(array, straight.feeds()[name], err_msg=name)
 
 
 def _is_time(view: ViewSchema, name: str) -> bool:
