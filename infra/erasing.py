@@ -14,6 +14,7 @@ from graph_features.errors import RingfenceError
 from graph_features.jobs.texts import whole_words
 from graph_features.settings import PlatformSettings
 from graph_features.sources.base import Traces
+from infra.decision_logs import DecisionLogs
 
 if TYPE_CHECKING:
     from serving.decisions import DecisionLog
@@ -110,6 +111,7 @@ def places(platform: PlatformSettings, decisions: DecisionLog, rejects: Sequence
     found = sorted({path.resolve() for path in (*home.rglob("*.rejects.csv"), *rejects)})
     return [
         Decisions(log=decisions),
+        DecisionLogs(platform),
         RecordsCacheFiles(folder=home / RECORDS_CACHE),
         TextFiles(name="files: rejected rows", paths=tuple(found)),
         TextFiles(name="files: logs", paths=tuple(_logs(home))),
