@@ -15,6 +15,7 @@ from graph_features.errors import RingfenceError
 from graph_features.jobs.texts import whole_words
 from graph_features.settings import PlatformSettings
 from graph_features.sources.base import Traces
+from infra.decision_logs import DecisionLogs
 from training.history import DATASETS
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def places(platform: PlatformSettings, decisions: DecisionLog, rejects: Sequence
     found = sorted({path.resolve() for path in (*home.rglob("*.rejects.csv"), *rejects)})
     return [
         Decisions(log=decisions),
+        DecisionLogs(platform),
         RecordsCacheFiles(folder=home / RECORDS_CACHE),
         DatasetFiles(folder=home / DATASETS),
         TextFiles(name="files: rejected rows", paths=tuple(found)),

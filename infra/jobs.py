@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 def kinds(platform: Platform) -> dict[str, JobKind]:
     """Every kind of job: those of the features, and those that need the rooms above them."""
     from graph_features.jobs.kinds import feature_kinds
+    from infra.decision_logs import decision_log_kinds
     from infra.model_jobs import model_kinds
     from infra.retention import retention_kinds
 
-    return {**feature_kinds(platform), **model_kinds(platform), **retention_kinds(platform)}
+    return {
+        **feature_kinds(platform),
+        **model_kinds(platform),
+        **retention_kinds(platform),
+        **decision_log_kinds(platform),
+    }
 
 
 @contextmanager

@@ -82,8 +82,10 @@ def _offline(platform: Platform, context: JobContext, before: datetime) -> int:
 
 
 def _decisions(platform: Platform, before: datetime) -> int:
+    from infra.decision_logs import DecisionLogs
     from serving.decisions import DecisionLog, open_engine
 
+    DecisionLogs(platform.settings).purge(before)
     engine = open_engine(platform.settings)
     try:
         return DecisionLog(engine).purge(before_ms=to_ms(before))

@@ -89,6 +89,12 @@ class DecisionLog:
         self._metadata = sa.MetaData(schema=SCHEMA if engine.dialect.name == "postgresql" else None)
         self.table = _table(self._metadata)
         self.segments = sa.Table("decision_segments", self._metadata, sa.Column("name", sa.Text, primary_key=True))
+        self.readers = sa.Table(
+            "decision_readers",
+            self._metadata,
+            sa.Column("name", sa.Text, primary_key=True),
+            sa.Column("up_to", sa.BigInteger, nullable=False),
+        )
         self._waiting: queue.SimpleQueue[tuple[list[dict[str, Any]], Future[None]] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_loop, name="decisions", daemon=True)
         self._started = False
@@ -155,6 +161,32 @@ class DecisionLog:
                 return [dict(row) for row in connection.execute(query).mappings()]
         except sa.exc.SQLAlchemyError as error:
             raise _unavailable(error) from error
+
+    def unlogged(self, reader: str, *, until_ms: int, limit: int) -> list[dict[str, Any]]:
+        """Decisions made before `until_ms` that `reader` has not had yet, oldest first; see `logged`."""
+        had = sa.select(self.readers.c.up_to).where(self.readers.c.name == reader).scalar_subquery()
+        table = self.table
+        query = (
+            sa.select(table)
+            .where(table.c.id > sa.func.coalesce(had, 0), table.c.scored_at_ms < until_ms)
+            .order_by(table.c.id)
+            .limit(limit)
+        )
+        try:
+            with self._engine.begin() as connection:
+                self._metadata.create_all(connection)
+                if connection.dialect.name == "postgresql":
+                    # Numbers are given before commits: one that is smaller and not to be seen yet would never be read.
+                    connection.execute(sa.text(f"LOCK TABLE {SCHEMA}.{table.name} IN SHARE MODE"))
+                return [dict(row) for row in connection.execute(query).mappings()]
+        except sa.exc.SQLAlchemyError as error:
+            raise _unavailable(error) from error
+
+    def logged(self, reader: str, *, up_to: int) -> None:
+        """Remember that `reader` has had every decision up to that number."""
+        changed = sa.update(self.readers).where(self.readers.c.name == reader).values(up_to=up_to)
+        if not self._execute(changed).rowcount:
+            self._execute(sa.insert(self.readers).values(name=reader, up_to=up_to))
 
     def purge(self, *, before_ms: int) -> int:
         """Delete decisions made before `before_ms`; return how many there were."""

@@ -8,6 +8,7 @@ square of an account's payments; this one sorts and merges. It reads Feast's Par
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,11 +18,13 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from feast.data_source import DataSource
 from feast.errors import SavedDatasetLocationAlreadyExists
+from feast.feature_logging import LoggingConfig, LoggingSource
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
-from feast.infra.offline_stores.file_source import FileSource
+from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
@@ -51,7 +54,7 @@ class RingfenceDuckDBOfflineStoreConfig(FeastConfigBaseModel):
 
 
 class RingfenceDuckDBOfflineStore(OfflineStore):
-    """Point-in-time joins, latest and all rows of views and Parquet files; writes of views."""
+    """Point-in-time joins, latest and all rows of views and Parquet files; writes of views; feature logs."""
 
     supports_filter_by_created_timestamp = True
 
@@ -152,6 +155,33 @@ class RingfenceDuckDBOfflineStore(OfflineStore):
         offline_store(config).write(source.view, rows, part=f"pushed {time.time_ns()}")
         if progress:
             progress(table.num_rows)
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,
+    ) -> None:
+        """Append logs as one more Parquet file in the folder of a FileLoggingDestination."""
+        destination = logging_config.destination
+        if not isinstance(destination, FileLoggingDestination):
+            raise ValueError(
+                f"logging destination: expected a FileLoggingDestination, got {type(destination).__name__}"
+            )
+        schema = source.get_schema(registry)
+        logs = data if isinstance(data, pa.Table) else pads.dataset(data, format="parquet").to_table()
+        target = (config.repo_path or Path()) / destination.path
+        pads.write_dataset(
+            logs.select(schema.names).cast(schema),
+            target,
+            format="parquet",
+            basename_template=f"{uuid.uuid4().hex}-{{i}}.parquet",
+            partitioning=destination.partition_by,
+            partitioning_flavor="hive" if destination.partition_by else None,
+            existing_data_behavior="overwrite_or_ignore",
+        )
 
 
 def folder(config: RepoConfig) -> Path:

@@ -1,0 +1,120 @@
+"""Decisions as feature logs of Feast, on the embedded and the services profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import feature_repo
+from graph_features.catalog import catalog
+from graph_features.clock import created_timestamp, from_ms, to_ms
+from graph_features.settings import PlatformSettings, PostgresSettings, Profile, load
+from graph_features.sources.base import Traces
+from infra.decision_logs import INVALID, NOT_FOUND, NULL_VALUE, PRESENT, DecisionLogs, log_decisions
+from infra.wiring import Platform
+from serving.decisions import DecisionLog, open_engine
+
+NOON = to_ms(datetime(2026, 3, 1, 12, tzinfo=UTC))
+VIEW = "account_activity"
+VALUE = f"{VIEW}__sent_count_all"
+
+
+@pytest.fixture(params=["embedded", pytest.param("services", marks=pytest.mark.services)])
+def platform(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlatformSettings:
+    if request.param == "embedded":
+        return PlatformSettings(home=tmp_path)
+    fresh: Callable[[], PostgresSettings] = request.getfixturevalue("fresh_database")
+    for prefix, settings in (("POSTGRES", fresh()), ("REDIS", request.getfixturevalue("redis_settings"))):
+        for name in type(settings).model_fields:
+            value = getattr(settings, name)
+            text = value.get_secret_value() if hasattr(value, "get_secret_value") else str(value)
+            monkeypatch.setenv(f"RINGFENCE_{prefix}_{name.upper()}", text)
+    return PlatformSettings(profile=Profile.SERVICES, home=tmp_path)
+
+
+def row(account: str, as_of_ms: int, seq: int, sent: int | None) -> pa.Table:
+    schema = catalog().schemas[VIEW].arrow_schema
+    values = {"account_id": account, "event_timestamp": from_ms(as_of_ms), "created_timestamp": created_timestamp(seq)}
+    return pa.Table.from_pylist([{**dict.fromkeys(schema.names), **values, "sent_count_all": sent}], schema)
+
+
+def record(id_: str, sender: str, receiver: str, used: dict[str, list[int] | None]) -> dict[str, Any]:
+    return {
+        "transaction_id": id_,
+        "request_id": "r1",
+        "scored_at_ms": NOON + 1_000,
+        "event_timestamp_ms": NOON,
+        "model_name": "ringfence",
+        "model_version": "1",
+        "model_alias": "champion",
+        "feature_hash": "h",
+        "fraud_score": 0.25,
+        "threshold": 0.5,
+        "decision": "pass",
+        "inputs": {"sender_id": sender, "receiver_id": receiver, "amount_base": 1250, "amount": 1250},
+        "rows": {role: {VIEW: version} for role, version in used.items()},
+        "unseen": [],
+        "degraded": [],
+    }
+
+
+def logs(settings: PlatformSettings) -> list[dict[str, Any]]:
+    """What was logged, in the order of the payments."""
+    columns = ["sender_id", "__request_id", "transaction_features__amount"]
+    columns += [f"{side}_{VALUE}{end}" for side in ("sender", "receiver") for end in ("", "__timestamp", "__status")]
+    if settings.profile is Profile.EMBEDDED:
+        found = [pq.read_table(path, columns=columns) for path in (settings.home / "decision_log").glob("*.parquet")]
+        rows = [one for table in found for one in table.to_pylist()]
+    else:
+        import psycopg
+        from psycopg.rows import dict_row
+
+        options: Any = load(PostgresSettings).conninfo()
+        with psycopg.connect(**options, row_factory=dict_row) as connection:
+            rows = connection.execute(f"SELECT {', '.join(columns)} FROM features.decision_log").fetchall()
+    return sorted(rows, key=lambda one: str(one["__request_id"]))
+
+
+def test_decisions_are_logged_once_with_the_values_they_rested_on(platform: PlatformSettings) -> None:
+    """The very version that was used is logged; one replaced since is INVALID, none is NOT_FOUND; all can be erased."""
+    feature_repo.apply(platform)
+    view = catalog().schemas[VIEW]
+    with Platform(platform) as stores:
+        written = (row("a", NOON - 10, 3, 7), row("b", NOON - 20, 4, None), row("c", NOON - 30, 9, 5))
+        for at, table in enumerate(written):
+            stores.offline.write(view, table, part=f"t{at}")
+    decisions = DecisionLog(open_engine(platform))
+    decisions.start()
+    first = [
+        record("t1", "a", "b", {"sender": [NOON - 10, 3], "receiver": [NOON - 20, 4]}),
+        record("t2", "c", "nobody", {"sender": [NOON - 30, 8], "receiver": None}),
+    ]
+    decisions.write(first).result(timeout=30)
+    assert log_decisions(platform, decisions, until_ms=NOON) == 0
+    assert log_decisions(platform, decisions, until_ms=NOON + 2_000) == 2
+    assert log_decisions(platform, decisions, until_ms=NOON + 2_000) == 0
+    used: dict[str, list[int] | None] = {"sender": [NOON - 10, 3], "receiver": [NOON - 10, 3]}
+    decisions.write([record("t3", "a", "a", used)]).result(timeout=30)
+    assert log_decisions(platform, decisions, until_ms=NOON + 2_000) == 1
+    decisions.close()
+    t1, t2, t3 = logs(platform)
+    assert [one["__request_id"] for one in (t1, t2, t3)] == ["r1/t1", "r1/t2", "r1/t3"]
+    assert (t1[f"sender_{VALUE}"], t1[f"sender_{VALUE}__status"]) == (7, PRESENT)
+    assert to_ms(t1[f"sender_{VALUE}__timestamp"].replace(tzinfo=UTC)) == NOON - 10
+    assert (t1[f"receiver_{VALUE}"], t1[f"receiver_{VALUE}__status"]) == (None, NULL_VALUE)
+    assert (t2[f"sender_{VALUE}"], t2[f"sender_{VALUE}__status"]) == (None, INVALID)
+    assert (t2[f"receiver_{VALUE}"], t2[f"receiver_{VALUE}__status"]) == (None, NOT_FOUND)
+    assert t3[f"receiver_{VALUE}"] == 7
+    place = DecisionLogs(platform)
+    traces = Traces(account_id="a", transaction_ids=(), devices=(), cards=(), partners=(), pairs=(), first_ms=None)
+    assert place.count(traces) == 2
+    place.erase(traces)
+    assert (place.count(traces), [one["__request_id"] for one in logs(platform)]) == (0, ["r1/t2"])
+    assert place.purge(from_ms(NOON)) == 0
+    assert place.purge(from_ms(NOON + 5_000)) == 1
