@@ -89,7 +89,7 @@ def test_children_share_the_port_and_are_replaced(parent: tuple[subprocess.Popen
     assert first in {child.pid for child in children(process)}
     os.kill(first, signal.SIGKILL)
     assert answers(url) != first
-    until(lambda: len(children(process)) == 2)
+    until(lambda: len(children(process)) == 2 and first not in {child.pid for child in children(process)})
     running = children(process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
