@@ -21,7 +21,7 @@ from serving.problems import RETRY_AFTER_S, OverloadedError, problem_of, respond
 log = logging.getLogger("ringfence.serving.access")
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ALWAYS_ANSWERED = ("/health", "/metrics")
+_ALWAYS_ANSWERED = ("/health", "/metrics", "/v2/health")
 # An API's answers are data: no browser should guess their kind, keep, frame, embed or run them.
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
