@@ -69,7 +69,7 @@ def evaluate_ladder(
         spec=bundle.info.inputs,
         known=known,
         validation_from_ms=bundle.info.window["validation_from"],
-        settings=settings.model_copy(update={"seed": bundle.info.seed}),
+        settings=TrainingSettings(**{**bundle.info.settings, "seed": bundle.info.seed, "device": settings.device}),
     )
     results = {}
     for at, (rung, score) in enumerate(climb(shop, test), start=1):

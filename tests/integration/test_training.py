@@ -229,7 +229,7 @@ def test_the_ladder_measures_every_rung_on_the_same_rows(report: TrainReport, pl
     assert (found.payments, found.frauds) == (report.test.payments, report.test.frauds)
     reached = {rung: result.average_precision for rung, result in found.results.items()}
     assert min(reached["trees + graph"], reached["network + trees"]) > 2 * found.frauds / found.payments
-    assert reached["network"] == pytest.approx(report.test.average_precision, abs=1e-6)
+    assert reached["network"] == pytest.approx(report.test.average_precision, abs=1e-3)
     logged = Registry.open(platform.home).client().get_run(found.run_id).data.metrics
     assert logged["average_precision.network_trees"] == pytest.approx(reached["network + trees"])
 
