@@ -36,6 +36,7 @@ SHIP_EVERY_S = 0.2
 SHIP_TIMEOUT_S = 60.0
 RETRY_S = 2.0
 FIND_TIMEOUT_S = 5.0
+CLOSE_S = 10.0
 _FRAME = struct.Struct("<II")
 _BATCH, _ROWS = b"B", b"R"
 _LARGEST_GROUP = 256
@@ -237,7 +238,7 @@ class DecisionJournal:
             self._waiting.put(None)
             self._writer.join(timeout=10)
             self._wanted.set()
-            self._ship.join(timeout=SHIP_TIMEOUT_S)
+            self._ship.join(timeout=CLOSE_S)
             os.close(self._held)  # type: ignore[arg-type]
             if not any(self._own.glob("*.journal")):
                 _remove(self._own)

@@ -102,7 +102,7 @@ class Parent:
         )
 
     def _end(self, children: list[_Child]) -> int:
-        running = [child.process for child in children if child.process is not None]
+        running = [one.process for one in children if one.process is not None and one.process.poll() is None]
         for process in running:
             process.send_signal(signal.SIGTERM)
         give_up = time.monotonic() + 3 * self.settings.drain_s + 30

@@ -67,7 +67,8 @@ def parent(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children()
+    found = psutil.Process(process.pid).children()
+    return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
 
 
 def until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
