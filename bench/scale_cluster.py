@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,25 @@ def ray_cluster(*, nodes: int, store_mb: int = 200) -> Iterator[ExecutorSettings
     from ray.cluster_utils import Cluster
 
     size = store_mb << 20
-    head = {"num_cpus": 0, "object_store_memory": size, "include_dashboard": False}
+    head = {"num_cpus": 0, "object_store_memory": size, "include_dashboard": False, **_ports()}
     with _patience():
         cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         with _patience():
             for _ in range(nodes):
-                cluster.add_node(wait=False, num_cpus=1, object_store_memory=size)
+                cluster.add_node(wait=False, num_cpus=1, object_store_memory=size, **_ports())
         yield ExecutorSettings(executor=ExecutorKind.RAY, ray_address=cluster.address)
     finally:
         disconnect()
         cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _ports() -> dict[str, int]:
+    """Free ports for a node's agents: Ray would wait fifteen seconds for agents to tell theirs, and then give up."""
+    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        return {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
 
 
 @contextmanager

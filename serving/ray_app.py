@@ -65,7 +65,7 @@ def application(arguments: ServeArguments) -> Any:
         health_check_period_s=HEALTH_EVERY_S,
         graceful_shutdown_timeout_s=2 * settings.drain_s,
     )
-    # What belongs to a node, its home, is sent along only where the nodes are processes of this machine.
+    # A node that has a home of its own keeps it.
     return deployment.bind(sent_environment(), str(platform.home.resolve()), arguments.revision)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -45,12 +46,20 @@ class TestCluster:
         """Have so many nodes that work."""
         with patience():
             while len(self.nodes) < nodes:
-                node = self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=STORE_BYTES)
+                node = self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=STORE_BYTES, **ports())
                 self.nodes.append(node)
 
     def kill(self) -> None:
         """Kill a node with all that runs on it, as a machine that loses its power."""
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+
+def ports() -> dict[str, int]:
+    """Free ports for a node's agents: Ray would wait fifteen seconds for agents to tell theirs, and then give up."""
+    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        return {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
 
 
 @contextmanager
@@ -91,6 +100,7 @@ def ray_cluster() -> Iterator[TestCluster]:
         "object_store_memory": STORE_BYTES,
         "include_dashboard": False,
         "_system_config": NOTICE_DEATH,
+        **ports(),
     }
     with patience():
         made = TestCluster(cluster=Cluster(initialize_head=True, head_node_args=head))
