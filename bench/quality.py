@@ -44,7 +44,7 @@ TEST_FOLDS = ("2018-07-25", "2018-08-01", "2018-08-08", "2018-08-15")
 EARLIER_FOLDS = ("2018-06-27", "2018-07-04", "2018-07-11", "2018-07-18")
 """Every test payment of these happened before the first one of TEST_FOLDS. All choices were made on them."""
 
-PUBLISHED_SPLIT = (0.867, 0.639, 0.273)
+PUBLISHED_SPLIT = (0.862, 0.639, 0.273)
 PUBLISHED_FOLDS = (0.869, 0.687, 0.303)
 ORACLE = 0.767
 """Mean AP of a model that knows the generator's rules and sees labels a week late."""

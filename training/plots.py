@@ -67,7 +67,7 @@ def _precision_recall(test: Dataset, score: Floats, title: str) -> Any:
     axes.step(recall, precision, where="post", color="tab:blue", label=f"AP {average_precision(is_fraud, score):.3f}")
     axes.axhline(is_fraud.mean(), color="grey", linestyle=":", label=f"base rate {is_fraud.mean():.4f}")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title=title)
-    axes.legend()
+    axes.legend(loc="lower left")
     return figure
 
 
@@ -80,7 +80,7 @@ def _calibration(test: Dataset, score: Floats, title: str) -> Any:
     axes.loglog(np.maximum(mean, floor), np.maximum(share, floor), "o-", color="tab:blue", label="bins of equal count")
     axes.loglog([floor, 1], [floor, 1], color="grey", linestyle=":", label="perfect")
     axes.set(xlabel="mean score", ylabel="share of frauds", title=f"{title}: Brier {measured.brier:.4f}")
-    axes.legend()
+    axes.legend(loc="lower left")
     return figure
 
 
@@ -90,7 +90,7 @@ def _card_precision(test: Dataset, score: Floats, title: str) -> Any:
     axes.plot(CARDS, [np.mean(days) for days in daily], "o-", color="tab:blue", label="mean of days")
     axes.fill_between(CARDS, [min(days) for days in daily], [max(days) for days in daily], alpha=0.2, label="all days")
     axes.set(xlabel="senders looked at per day (k)", ylabel="CP@k", ylim=(0, None), title=title)
-    axes.legend()
+    axes.legend(loc="lower left")
     return figure
 
 
@@ -117,5 +117,5 @@ def _map(test: Dataset, hidden: Floats) -> Any:
     axes.scatter(*place[fraud].T, s=8, color="tab:red", alpha=0.8, label="fraud")
     share = spread[:2] ** 2 / max(float((spread**2).sum()), 1e-12)
     axes.set(xlabel=f"{share[0]:.0%} of the variance", ylabel=f"{share[1]:.0%}", title="Payments before the last layer")
-    axes.legend()
+    axes.legend(loc="lower left")
     return figure

@@ -53,8 +53,8 @@ def test_the_same_rows_give_the_same_trees() -> None:
     table, is_fraud = _table()
     one, other = (Trees.fit(table, is_fraud, SMALL, seed=3) for _ in range(2))
     np.testing.assert_array_equal(one.logit(table), other.logit(table))
-    assert len(one.kept) == SMALL.most_columns
-    assert 1 not in one.kept
+    assert len(one.kept) <= SMALL.most_columns
+    assert {3, 5} <= set(one.kept) <= {0, 2, 3, 4, 5, 6, 7}
     assert set(list(one.gain())[:2]) == {"c3", "c5"}
     assert sum(one.gain().values()) == pytest.approx(1)
 
