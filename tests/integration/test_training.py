@@ -18,10 +18,15 @@ from graph_features.drivers.batch import event_rows, latest_rows, slice_rows
 from graph_features.edges import EdgeTable
 from graph_features.embeddings import EMBEDDING_VIEWS
 from graph_features.errors import ModelError, SchemaMismatchError
+from graph_features.jobs.ledger import open_ledger
+from graph_features.jobs.records import JobState
+from graph_features.jobs.runner import JobRunner
 from graph_features.schema import Cadence
 from graph_features.settings import FeatureSettings, PlatformSettings, TrainingSettings
 from graph_features.stores.blocks import RowBlock
 from graph_features.tuples import InputTuples, TransactionColumns, TupleBlocks, build_tuples, row_requests
+from infra.model_jobs import model_kinds
+from infra.wiring import Platform
 from training.bundle import Bundle
 from training.embed import free_slot, refresh_embeddings
 from training.encoder import Encoder, embedding_view
@@ -352,6 +357,34 @@ def test_worse_challenger_is_refused(report: TrainReport, platform: PlatformSett
     assert worse.version is not None
     assert registry.tags("ringfence", worse.version)["ringfence.decision"] == "refused"
     assert registry.version_of("ringfence", "champion") == before
+
+
+def test_a_refusal_by_a_job_is_seen(
+    report: TrainReport, platform: PlatformSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduled promotion that is refused ends its job as failed, with the reasons, and the trail names the job."""
+    monkeypatch.setenv("RINGFENCE_TRAIN_LABEL_MATURITY_S", "86400")
+    registry = Registry.open(platform.home)
+    before = registry.version_of("ringfence", "champion")
+    if before is not None:
+        registry.client().delete_registered_model_alias("ringfence", "champion")
+    ledger = open_ledger(platform)
+    with Platform(platform) as wired:
+        runner = JobRunner(ledger=ledger, handlers=model_kinds(wired))
+        gates = {"window_days": 3, "least_frauds": 5, "least_average_precision": 0.9999}
+        asked = {"version": report.version, "gates": gates}
+        job = runner.run(runner.submit("promote", asked, requested_by="schedule nightly"))
+        runner.close()
+    ledger.close()
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert "was refused: average precision" in job.error
+    newest = decisions(platform, settings=SETTINGS)[0]
+    assert (newest.decision, newest.version) == ("refused", report.version)
+    assert newest.decided_by == f"schedule nightly, job {job.id}"
+    assert registry.version_of("ringfence", "champion") is None
+    if before is not None:
+        registry.set_alias("ringfence", "champion", before)
 
 
 def test_a_head_runs_on_stored_embeddings(
