@@ -15,6 +15,9 @@ import pytest
 from graph_features.ray_cluster import connect
 from serving.ray_app import ServeArguments, application
 
+# Ray Serve's own modules are not up to date with pydantic.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 
 @pytest.fixture
 def port(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
@@ -26,7 +29,7 @@ def port(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         number = int(free.getsockname()[1])
-    serve.start(http_options={"host": "127.0.0.1", "port": number, "location": "HeadOnly"})
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": number})
     yield number
     serve.shutdown()
 
