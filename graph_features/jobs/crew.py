@@ -50,7 +50,7 @@ def run_chunks(context: JobContext, stores: Stores, schemas: Mapping[str, ViewSc
     for name in sorted({chunk.key.view for chunk in planned} & set(schemas)):
         stores.offline.create_view(schemas[name])
     helpers = min(workers, len(planned)) - 1
-    with Crew(context=context, stores=stores, helpers=helpers, start=starter()) as crew:
+    with Crew(context=context, stores=stores, helpers=helpers, start=starter(helpers)) as crew:
         for _ in do_chunks(context, work, claims(context, stores, crew.tend)):
             progress.tell()
     progress.tell()
@@ -197,10 +197,10 @@ class LocalHelper:
             self._process.wait()
 
 
-def starter() -> StartHelper:
-    """Return how helpers start: as RINGFENCE_EXECUTOR says."""
+def starter(helpers: int) -> StartHelper:
+    """Return how helpers start, as RINGFENCE_EXECUTOR says; a run without any asks nothing of Ray."""
     settings = load(ExecutorSettings)
-    if settings.executor is ExecutorKind.PROCESS:
+    if settings.executor is ExecutorKind.PROCESS or not helpers:
         return LocalHelper
     from graph_features.jobs.ray_helper import ray_starter
 

@@ -55,7 +55,7 @@ class TestCluster:
 
 
 def ports() -> dict[str, int]:
-    """Free ports for a node's agents: Ray would wait fifteen seconds for agents to tell theirs, and then give up."""
+    """Free ports for a node's agents: a node ends when they have not told theirs within fifteen seconds."""
     names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
     with ExitStack() as held:
         sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
