@@ -12,6 +12,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SERVICE = "decisions"
+READER = "decisions"
 TABLE = "decision_log"
+PARTS = {"sender": ("sender_id",), "receiver": ("receiver_id",), "pair": ("sender_id", "receiver_id")}
+"""The logs, with the accounts that each names. One table of all would have rows that PostgreSQL cannot hold."""
+
 BATCH = 2_000
 INVALID, PRESENT, NULL_VALUE, NOT_FOUND = range(4)
 """Feast's FieldStatus."""
@@ -74,18 +78,20 @@ def log_decisions(
     import feature_repo
 
     store = feature_repo.open_store(settings)
-    service = _service(store, settings)
+    services = [_service(store, settings, part) for part in PARTS]
     total = 0
-    while records := decisions.unlogged(SERVICE, until_ms=until_ms, limit=BATCH):
+    while records := decisions.unlogged(READER, until_ms=until_ms, limit=BATCH):
         check()
-        store.write_logged_features(_table(store, service, records), service)
-        decisions.logged(SERVICE, up_to=records[-1]["id"])
+        joined = _join(store, records)
+        for service in services:
+            store.write_logged_features(_table(store, service, joined, records), service)
+        decisions.logged(READER, up_to=records[-1]["id"])
         total += len(records)
     return total
 
 
-def _service(store: feast.FeatureStore, settings: PlatformSettings) -> feast.FeatureService:
-    """What the fraud model reads, without lists, with somewhere to be logged to."""
+def _service(store: feast.FeatureStore, settings: PlatformSettings, part: str) -> feast.FeatureService:
+    """What the fraud model reads of a part, without lists, with somewhere to be logged to."""
     from feast import FeatureService
     from feast.feature_logging import LoggingConfig
     from feast.infra.offline_stores.file_source import FileLoggingDestination
@@ -94,35 +100,58 @@ def _service(store: feast.FeatureStore, settings: PlatformSettings) -> feast.Fea
     from feature_repo.stores.pglogging import PostgreSQLLoggingDestination
 
     destination = (
-        PostgreSQLLoggingDestination(table=f"features.{TABLE}")
+        PostgreSQLLoggingDestination(table=f"features.{TABLE}_{part}")
         if settings.profile is Profile.SERVICES
-        else FileLoggingDestination(path=str(_folder(settings)))
+        else FileLoggingDestination(path=str(_folder(settings, part)))
     )
-    service = FeatureService(name=SERVICE, features=[], logging_config=LoggingConfig(destination=destination))
+    service = FeatureService(
+        name=f"{READER}_{part}", features=[], logging_config=LoggingConfig(destination=destination)
+    )
     for projection in store.get_feature_service(MODEL_SERVICE).feature_view_projections:
+        if _part(projection.name_to_use()) != part:
+            continue
         own = copy.copy(projection)
         own.features = [field for field in projection.features if "Array" not in str(field.dtype)]
+        own.name_alias = _short(projection.name_to_use())
         service.feature_view_projections.append(own)
     return service
 
 
-def _folder(settings: PlatformSettings) -> Path:
-    folder = settings.home.resolve() / TABLE
+def _part(alias: str) -> str:
+    return next((side for side in ("sender", "receiver") if alias.startswith(f"{side}_account_")), "pair")
+
+
+def _short(alias: str) -> str:
+    """PostgreSQL's names have 63 characters at most: `sender_account_activity` is logged as `s_activity`."""
+    for long, short in (("sender_account_", "s_"), ("receiver_account_", "r_")):
+        alias = alias.replace(long, short)
+    return alias
+
+
+def _long(alias: str) -> str:
+    """The name that the join knows a logged view by."""
+    for long, short in (("sender_account_", "s_"), ("receiver_account_", "r_")):
+        if alias.startswith(short):
+            return alias.replace(short, long, 1)
+    return alias
+
+
+def _folder(settings: PlatformSettings, part: str) -> Path:
+    folder = settings.home.resolve() / TABLE / part
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _table(store: feast.FeatureStore, service: feast.FeatureService, records: Sequence[Mapping[str, Any]]) -> pa.Table:
+def _table(
+    store: feast.FeatureStore, service: feast.FeatureService, joined: pa.Table, records: Sequence[Mapping[str, Any]]
+) -> pa.Table:
     from feast.feature_logging import FeatureServiceLoggingSource
 
     schema = FeatureServiceLoggingSource(service, store.project).get_schema(store.registry)
     moments = [from_ms(record["event_timestamp_ms"]) for record in records]
-    entities = {name: [record["inputs"].get(name) for record in records] for name in (*_INPUTS, *_PLACES)}
-    entities |= {"payment_timestamp": moments}
-    joined = _join(store, {**entities, "event_timestamp": moments})
     scored = [from_ms(record["scored_at_ms"]) for record in records]
     columns: dict[str, Any] = {
-        **entities,
+        **_entities(records),
         "__log_timestamp": scored,
         "__log_date": [moment.date() for moment in scored],
         "__request_id": [f"{record['request_id']}/{record['transaction_id']}" for record in records],
@@ -136,13 +165,20 @@ def _cast(values: Any, kind: pa.DataType) -> Any:
     return values.cast(kind) if isinstance(values, pa.ChunkedArray | pa.Array) else pa.array(values, kind)
 
 
-def _join(store: feast.FeatureStore, entities: Mapping[str, Sequence[Any]]) -> pa.Table:
+def _entities(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Accounts and payments as the join asks for them."""
+    entities = {name: [record["inputs"].get(name) for record in records] for name in (*_INPUTS, *_PLACES)}
+    return {**entities, "payment_timestamp": [from_ms(record["event_timestamp_ms"]) for record in records]}
+
+
+def _join(store: feast.FeatureStore, records: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Everything that the fraud model reads, as of each payment, in the order of the payments."""
     import pandas as pd
 
     from feature_repo.objects import MODEL_SERVICE
 
-    frame = pd.DataFrame(entities)
+    frame = pd.DataFrame(_entities(records))
+    frame["event_timestamp"] = frame["payment_timestamp"]
     frame["__row"] = np.arange(len(frame))
     for name in _PLACES:
         frame[name] = frame[name].astype(float)
@@ -155,7 +191,8 @@ def _columns(
     projection: Any, joined: pa.Table, records: Sequence[Mapping[str, Any]], moments: Sequence[datetime]
 ) -> dict[str, Any]:
     """Per feature of one projection its values, the instant they speak for, and their status."""
-    alias = projection.name_to_use()
+    logged = projection.name_to_use()
+    alias = _long(logged)
     columns: dict[str, Any] = {}
     if f"{alias}__event_timestamp" in joined.column_names:
         as_of, used, same = _versions(alias, projection.name, joined, records)
@@ -163,10 +200,11 @@ def _columns(
         as_of, used = list(moments), np.ones(len(records), np.bool_)
         same = used
     for field in projection.features:
-        name = f"{alias}__{field.name}"
-        values = pc.if_else(pa.array(same), joined[name], pa.scalar(None, joined[name].type))
+        joined_values = joined[f"{alias}__{field.name}"]
+        values = pc.if_else(pa.array(same), joined_values, pa.scalar(None, joined_values.type))
         known = values.is_valid().to_numpy()
         status = np.where(same, np.where(known, PRESENT, NULL_VALUE), np.where(used, INVALID, NOT_FOUND))
+        name = f"{logged}__{field.name}"
         columns[name] = values
         columns[f"{name}__timestamp"] = as_of
         columns[f"{name}__status"] = status.tolist()
@@ -216,34 +254,35 @@ class DecisionLogs:
         self, *, account_id: str | None = None, before: datetime | None = None, only_count: bool = False
     ) -> int:
         if self._settings.profile is Profile.SERVICES:
-            return _remove_rows(account_id, before, only_count=only_count)
-        paths = sorted((self._settings.home / TABLE).glob("*.parquet"))
-        return sum(_remove_from(path, account_id, before, only_count=only_count) for path in paths)
+            removed = (_remove_rows(part, account_id, before, only_count=only_count) for part in PARTS)
+            return sum(removed)
+        paths = [(part, path) for part in PARTS for path in (self._settings.home / TABLE / part).glob("*.parquet")]
+        return sum(_remove_from(path, part, account_id, before, only_count=only_count) for part, path in sorted(paths))
 
 
-def _remove_rows(account_id: str | None, before: datetime | None, *, only_count: bool) -> int:
+def _remove_rows(part: str, account_id: str | None, before: datetime | None, *, only_count: bool) -> int:
     import psycopg
     from psycopg import sql
 
-    table = sql.Identifier("features", TABLE)
-    condition = sql.SQL(
-        "sender_id = %(account)s OR receiver_id = %(account)s" if before is None else "__log_timestamp < %(before)s"
-    )
+    name = f"{TABLE}_{part}"
+    table = sql.Identifier("features", name)
+    named = sql.SQL(" OR ").join(sql.SQL("{} = %(account)s").format(sql.Identifier(key)) for key in PARTS[part])
+    condition = named if before is None else sql.SQL("__log_timestamp < %(before)s")
     action = sql.SQL("SELECT 1 FROM {} WHERE {}" if only_count else "DELETE FROM {} WHERE {}")
     options: Any = load(PostgresSettings).conninfo()
     with psycopg.connect(**options) as connection:
-        found = connection.execute("SELECT to_regclass(%s) IS NOT NULL", [f"features.{TABLE}"]).fetchone()
+        found = connection.execute("SELECT to_regclass(%s) IS NOT NULL", [f"features.{name}"]).fetchone()
         if found is None or not found[0]:
             return 0
         return connection.execute(action.format(table, condition), {"account": account_id, "before": before}).rowcount
 
 
-def _remove_from(path: Path, account_id: str | None, before: datetime | None, *, only_count: bool) -> int:
+def _remove_from(path: Path, part: str, account_id: str | None, before: datetime | None, *, only_count: bool) -> int:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
     unwanted = (
-        pc.or_(pc.equal(table["sender_id"], account_id), pc.equal(table["receiver_id"], account_id))
+        reduce(pc.or_, [pc.equal(table[key], account_id) for key in PARTS[part]])
         if before is None
         else pc.less(table["__log_timestamp"], pa.scalar(before, table["__log_timestamp"].type))
     )
