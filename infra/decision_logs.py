@@ -108,11 +108,12 @@ def _service(store: feast.FeatureStore, settings: PlatformSettings, part: str) -
         name=f"{READER}_{part}", features=[], logging_config=LoggingConfig(destination=destination)
     )
     for projection in store.get_feature_service(MODEL_SERVICE).feature_view_projections:
-        if _part(projection.name_to_use()) != part:
+        shown: str = projection.name_to_use()  # type: ignore[no-untyped-call]
+        if _part(shown) != part:
             continue
         own = copy.copy(projection)
         own.features = [field for field in projection.features if "Array" not in str(field.dtype)]
-        own.name_alias = _short(projection.name_to_use())
+        own.name_alias = _short(shown)
         service.feature_view_projections.append(own)
     return service
 
