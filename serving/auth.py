@@ -21,7 +21,7 @@ from serving.problems import ForbiddenError, UnauthorizedError
 
 log = logging.getLogger("ringfence.serving.auth")
 
-_LEAST_BETWEEN_READS_S = 1.0
+_LEAST_BETWEEN_LOOK_UPS_S = 1.0
 _JWKS_EVERY_S = 300.0
 
 
@@ -90,13 +90,13 @@ class KeyGuard:
         self._settings = settings
         self._clock_ms = clock_ms or (lambda: time.time_ns() // 1_000_000)
         self._keys: dict[str, ApiKey] = {}
-        self._read_s = float("-inf")
+        self._looked_up_s = float("-inf")
         admin = settings.admin_key.get_secret_value()
         self._admin = digest_of(admin) if admin else None
         self._tokens = TokenVerifier(settings) if settings.oidc_issuer else None
 
     def start(self) -> None:
-        self._read(older_than_s=0)
+        self._read()
         usable = any(key.usable(self._clock_ms()) for key in self._keys.values())
         if self._tokens is not None:
             try:
@@ -110,17 +110,20 @@ class KeyGuard:
                 "without (see docs/rest-api.md)"
             )
 
-    def _read(self, *, older_than_s: float) -> None:
-        now_s = time.monotonic()
-        if now_s - self._read_s < older_than_s:
-            return
-        self._read_s = now_s
+    def _read(self) -> None:
         self._keys = {key.id: key for key in self._table.all()}
+
+    def _look_up(self) -> None:
+        """Read because of an unknown key. What the refresh read a moment ago may be older than the key."""
+        now_s = time.monotonic()
+        if now_s - self._looked_up_s >= _LEAST_BETWEEN_LOOK_UPS_S:
+            self._looked_up_s = now_s
+            self._read()
 
     async def follow(self) -> None:
         while True:
             await asyncio.sleep(self._settings.refresh_s)
-            await self._try(lambda: self._read(older_than_s=0))
+            await self._try(self._read)
             tokens = self._tokens
             if tokens is not None:
                 older_than_s = _JWKS_EVERY_S if tokens.ready else 0
@@ -148,7 +151,7 @@ class KeyGuard:
 
     async def _by_key(self, key_id: str, secret: str) -> Caller:
         if key_id not in self._keys:
-            await self._try(lambda: self._read(older_than_s=_LEAST_BETWEEN_READS_S))
+            await self._try(self._look_up)
         key = self._keys.get(key_id)
         # One answer for all: who guesses learns nothing of which keys there are or were.
         if not matches(key, secret) or key is None or not key.usable(self._clock_ms()):
