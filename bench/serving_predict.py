@@ -61,7 +61,8 @@ class Case:
     @cached_property
     def model(self) -> Path:
         """The bundle that the server has fetched."""
-        return max((self.world.home / "models" / "ringfence").iterdir(), key=lambda path: int(path.name))
+        versions = (path for path in (self.world.home / "models" / "ringfence").iterdir() if path.name.isdigit())
+        return max(versions, key=lambda path: int(path.name))
 
     @cached_property
     def bundle(self) -> Bundle:

@@ -60,7 +60,7 @@ def run(platform: PlatformSettings | None = None, settings: ServingSettings | No
     url = f"{'https' if settings.tls_certificate else 'http'}://{host}:{port}"
     log.info("listening", extra={"url": url, "pid": os.getpid(), "auth": "keys" if guarded else "off"})
     if not guarded:
-        log.warning("nobody is asked for a key: embedded profile on loopback")
+        log.warning("no keys are asked for: embedded profile on loopback")
     elif not settings.tls_certificate and not is_loopback(settings.host):
         log.warning(
             "keys travel in the clear unless a proxy in front speaks TLS; see RINGFENCE_SERVING_TLS_CERTIFICATE"

@@ -41,7 +41,7 @@ def test_the_api_answers(port: int) -> None:
     assert httpx.get(f"{url}/health/live", timeout=60).json()["status"] == "ok"
     health = httpx.get(f"{url}/health", timeout=60)
     assert health.status_code == 503  # no model has been promoted
-    assert health.json()["checks"]["record_store"]["status"] == "ok"
+    assert health.json()["checks"]["records"]["status"] == "ok"
     refused = httpx.post(f"{url}/predict", json={"transactions": "none"}, timeout=60)
     assert refused.status_code in (400, 503)
     assert refused.headers["content-type"] == "application/problem+json"
