@@ -60,8 +60,9 @@ def model_server(world: World, name: str, model: Path, workers: int) -> Iterator
 
 
 def mlflow_environment(world: World) -> dict[str, str]:
-    """For `mlflow models serve`."""
-    return {**world.environment, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    """For `mlflow models serve`, which looks for uvicorn on PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{world.environment['PATH']}"
+    return {**world.environment, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 @contextmanager
