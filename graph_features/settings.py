@@ -174,7 +174,10 @@ class ServingSettings(BaseSettings):
     keep_alive_s: int = Field(default=30, ge=1, description="Time that an idle connection stays open.")
     max_in_flight: int = Field(default=64, ge=1, description="Requests at work at once; more are answered 503.")
     batch_window_ms: float = Field(
-        default=0.0, ge=0, le=100, description="Time that a small request waits for others while a worker is free."
+        default=5.0,
+        ge=0,
+        le=100,
+        description="Longest time that a small request waits for others while a group is on its way and a worker free.",
     )
     overload_ms: int = Field(
         default=1_000, ge=1, description="Expected wait for a worker above which requests are answered 503."

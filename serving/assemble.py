@@ -118,18 +118,18 @@ def decision_batch(
     scores: list[Score],
     model: LoadedModel,
     *,
-    request_id: str,
+    request_ids: list[str],
     scored_at_ms: int,
     kept: list[int] | None = None,
 ) -> DecisionBatch:
-    """The records of a request for the decision log, or of the payments at the positions `kept`."""
+    """The records of B payments for the decision log, or of those at the positions `kept`; `request_ids` [B]."""
     payments = np.arange(len(sheet)) if kept is None else np.array(kept, np.int64)
     rows = slice(None) if kept is None else np.concatenate([payments, payments + len(sheet)])
     as_of_ms = sheet.as_of_ms[:, rows]
     sequence = np.where(as_of_ms == ABSENT_MS, 0, sheet.created_us[:, rows] - _CREATED_EPOCH_US)
     chosen = scores if kept is None else [scores[at] for at in kept]
     return DecisionBatch(
-        request_id=request_id,
+        request_ids=request_ids if kept is None else [request_ids[at] for at in kept],
         scored_at_ms=scored_at_ms,
         model_name=model.ref.name,
         model_version=model.ref.version,

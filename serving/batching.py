@@ -1,147 +1,119 @@
-"""Small requests of the same moment are scored together: one read, one forward pass, one trip to a worker.
+"""Small requests of the same moment are worked on together: one table, one read, one forward pass, one record.
 
-Nothing waits while a worker is free (but `window_s`, where that is set): what comes while all are busy goes together as
-soon as one of them is done.
+What a task costs whatever its size is as much as dozens of payments cost, in the server and in the worker. So the first
+request goes at once; while it is on its way the next ones gather, and go together when it is back, when they are many,
+or when the first of them has waited for `window_s` and a worker is free.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
-import numpy as np
+T = TypeVar("T")
+R = TypeVar("R")
 
-from graph_features.errors import RingfenceError
-from graph_features.transaction import TransactionColumns
-from serving.scorer import ModelRef, Shard, ShardScores
-
-Submit = Callable[[ModelRef, Shard], Awaitable[ShardScores]]
+ENOUGH = 32
+"""Rows that are worth a task of their own while another one is on its way."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Waiting:
-    model: ModelRef
-    shard: Shard
-    done: asyncio.Future[ShardScores]
+class Entry(Generic[T, R]):
+    """One request: what is asked, how many rows it has, what it can go together with, and where its answer goes."""
+
+    asked: T
+    rows: int
+    kind: Hashable
+    done: asyncio.Future[R]
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with an error, unless nobody waits any more."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def finish(self, answer: R) -> None:
+        """Answer, unless nobody waits any more."""
+        if not self.done.done():
+            self.done.set_result(answer)
 
 
-class Batcher:
-    """Gathers plain shards of fewer than `max_rows` payments, while `workers` groups of them are on their way."""
+Run = Callable[[list[Entry[T, R]]], Awaitable[None]]
+"""Works on a group of one kind and sees to it that each entry is answered, now or later; must not raise."""
 
-    def __init__(self, submit: Submit, *, workers: int, max_rows: int, window_s: float = 0.0) -> None:
-        self._submit = submit
+
+class Batcher(Generic[T, R]):
+    """Gathers requests of at most half of `max_rows` rows, while up to `workers` groups of them are on their way."""
+
+    def __init__(self, run: Run[T, R], *, workers: int, max_rows: int, window_s: float) -> None:
+        self._run = run
         self._workers = workers
         self._max_rows = max_rows
         self._window_s = window_s
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Entry[T, R]] = []
+        self._rows = 0
         self._flying = 0
-        self._planned = False
+        self._planned: asyncio.Handle | None = None
+        self._soon = False
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def score(self, model: ModelRef, shard: Shard) -> ShardScores:
-        """Score a shard, with others where that is quicker."""
-        if shard.explain or shard.overrides or any(shard.complete.values()) or 2 * len(shard) > self._max_rows:
-            return await self._submit(model, shard)
+    async def ask(self, asked: T, *, rows: int, kind: Hashable, alone: bool = False) -> R:
+        """The answer to a request, worked on with others of its `kind` where that is quicker and not `alone`."""
         loop = asyncio.get_running_loop()
-        entry = _Waiting(model=model, shard=shard, done=loop.create_future())
-        self._waiting.append(entry)
-        if not self._planned and self._flying < self._workers:
+        entry: Entry[T, R] = Entry(asked=asked, rows=rows, kind=kind, done=loop.create_future())
+        if alone or 2 * rows > self._max_rows:
+            await self._run([entry])
+        else:
+            self._waiting.append(entry)
+            self._rows += rows
             self._plan(loop)
         return await entry.done
 
     def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Send what waits at the end of this turn of the loop, so that requests read in one turn go together."""
-        self._planned = True
-        if self._window_s:
-            loop.call_later(self._window_s, self._send)
-        else:
-            loop.call_soon(self._send)
+        """See to it that what waits is sent: soon, in a while, or when a group is back."""
+        if not self._waiting or self._soon or self._flying >= self._workers:
+            return
+        if not self._flying or self._rows >= ENOUGH:
+            # At the end of this turn of the loop, so that requests read in one turn go together.
+            self._cancel()
+            self._soon, self._planned = True, loop.call_soon(self._send)
+        elif self._planned is None:
+            self._planned = loop.call_later(self._window_s, self._send)
+
+    def _cancel(self) -> None:
+        if self._planned is not None:
+            self._planned.cancel()
+        self._planned, self._soon = None, False
 
     def _send(self) -> None:
-        self._planned = False
-        while self._waiting and self._flying < self._workers:
-            group = self._next_group()
+        """One group on its way, and a plan for what is left."""
+        self._cancel()
+        if self._waiting and self._flying < self._workers:
             self._flying += 1
-            task = asyncio.ensure_future(self._run(group))
+            task = asyncio.ensure_future(self._fly(self._next_group()))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        self._plan(asyncio.get_running_loop())
 
-    def _next_group(self) -> list[_Waiting]:
-        """The oldest entries of one model that fit together."""
-        model, rows = self._waiting[0].model, 0
-        group: list[_Waiting] = []
-        rest: list[_Waiting] = []
+    def _next_group(self) -> list[Entry[T, R]]:
+        """The oldest entries of one kind that fit together."""
+        kind, rows = self._waiting[0].kind, 0
+        group: list[Entry[T, R]] = []
+        rest: list[Entry[T, R]] = []
         for entry in self._waiting:
-            fits = entry.model == model and (not group or rows + len(entry.shard) <= self._max_rows)
+            fits = entry.kind == kind and (not group or rows + entry.rows <= self._max_rows)
             (group if fits else rest).append(entry)
-            rows += len(entry.shard) if fits else 0
+            rows += entry.rows if fits else 0
         self._waiting = rest
+        self._rows -= rows
         return group
 
-    async def _run(self, group: list[_Waiting]) -> None:
+    async def _fly(self, group: list[Entry[T, R]]) -> None:
         try:
-            await self._score_group(group)
+            # Nobody waits for an answer to a request that was given up.
+            if wanted := [entry for entry in group if not entry.done.done()]:
+                await self._run(wanted)
         finally:
             self._flying -= 1
-            self._send()
-
-    async def _score_group(self, group: list[_Waiting]) -> None:
-        wanted = [entry for entry in group if not entry.done.done()]
-        if not wanted:
-            return
-        try:
-            result = await self._submit(wanted[0].model, merged([entry.shard for entry in wanted]))
-        except RingfenceError as error:
-            if len(wanted) == 1:
-                _fail(wanted[0], error)
-            else:
-                # Whatever one of them did to the others, alone it does it to itself.
-                await asyncio.gather(*(self._score_group([entry]) for entry in wanted))
-            return
-        except Exception as error:  # noqa: BLE001 - handed on to everyone who waits for it
-            for entry in wanted:
-                _fail(entry, error)
-            return
-        for entry, part in zip(wanted, parts(result, [len(entry.shard) for entry in wanted]), strict=True):
-            if not entry.done.done():
-                entry.done.set_result(part)
-
-
-def _fail(entry: _Waiting, error: Exception) -> None:
-    if not entry.done.done():
-        entry.done.set_exception(error)
-
-
-def merged(shards: list[Shard]) -> Shard:
-    """Plain shards behind each other."""
-    if len(shards) == 1:
-        return shards[0]
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(shard.transactions, name) for shard in shards])
-        for name in TransactionColumns.__dataclass_fields__
-    }
-    return Shard(transactions=TransactionColumns(**columns))
-
-
-def parts(result: ShardScores, sizes: list[int]) -> list[ShardScores]:
-    """What `merged` shards of these sizes would each have got."""
-    if len(sizes) == 1:
-        return [result]
-    total, first, out = sum(sizes), 0, []
-    for size in sizes:
-        rows = np.concatenate([np.arange(first, first + size), np.arange(total + first, total + first + size)])
-        out.append(
-            ShardScores(
-                score=result.score[first : first + size],
-                as_of_ms=result.as_of_ms[:, rows],
-                created_us=result.created_us[:, rows],
-                state=result.state[:, rows],
-                read_ms=result.read_ms,
-                build_ms=result.build_ms,
-                infer_ms=result.infer_ms,
-            )
-        )
-        first += size
-    return out
+            self._plan(asyncio.get_running_loop())

@@ -94,8 +94,6 @@ def build(platform: PlatformSettings, settings: ServingSettings) -> Services:
             shard_rows=settings.shard_rows,
             score_timeout_s=settings.score_timeout_ms / 1e3,
             deadline_s=settings.deadline_ms / 1e3,
-            batch_window_s=settings.batch_window_ms / 1e3,
-            overload_s=settings.overload_ms / 1e3,
         ),
         follower=_follower(platform, settings, inference, metrics, settings.model_alias),
         shadow=_shadow(platform, settings, inference, metrics),

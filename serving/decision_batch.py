@@ -1,4 +1,4 @@
-"""The decisions of one request as columns: quick to make and write down, taken apart later by whoever stores them."""
+"""Decisions of requests scored together, as columns: quick to make and write, taken apart by whoever stores them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ABSENT = -1
 class DecisionBatch(Struct, frozen=True, kw_only=True):
     """Decisions on B payments from V views.
 
-    `payments` is an Arrow stream of their TRANSACTION_SCHEMA rows, `score` float32 [B]. `as_of_ms` and `sequence` are
-    int64 [V, 2B]: of each row that was used its instant (ABSENT where there was none) and the ingest sequence it was
-    computed from; `roles` are (first B rows, last B rows) by view. `unseen` and `degraded` are by payment, where there
-    is anything to say.
+    `request_ids` [B] are those of the requests that the payments came in. `payments` is an Arrow stream of their
+    TRANSACTION_SCHEMA rows, `score` float32 [B]. `as_of_ms` and `sequence` are int64 [V, 2B]: of each row that was used
+    its instant (ABSENT where there was none) and the ingest sequence it was computed from; `roles` are (first B rows,
+    last B rows) by view. `unseen` and `degraded` are by payment, where there is anything to say.
     """
 
-    request_id: str
+    request_ids: list[str]
     scored_at_ms: int
     model_name: str
     model_version: str
@@ -57,7 +57,6 @@ class DecisionBatch(Struct, frozen=True, kw_only=True):
         scores = np.frombuffer(self.score, np.float32).astype(np.float64).tolist()
         given = _inputs(table.drop_columns(["event_timestamp"]))
         shared = {
-            "request_id": self.request_id,
             "scored_at_ms": self.scored_at_ms,
             "model_name": self.model_name,
             "model_version": self.model_version,
@@ -68,6 +67,7 @@ class DecisionBatch(Struct, frozen=True, kw_only=True):
         return [
             {
                 **shared,
+                "request_id": request_id,
                 "transaction_id": inputs["transaction_id"],
                 "event_timestamp_ms": event_ms,
                 "fraud_score": score,
@@ -77,7 +77,9 @@ class DecisionBatch(Struct, frozen=True, kw_only=True):
                 "unseen": self.unseen.get(at, []),
                 "degraded": self.degraded.get(at, []),
             }
-            for at, (inputs, event_ms, score, rows) in enumerate(zip(given, events, scores, used, strict=True))
+            for at, (request_id, inputs, event_ms, score, rows) in enumerate(
+                zip(self.request_ids, given, events, scores, used, strict=True)
+            )
         ]
 
     def _rows_used(self, n: int) -> list[dict[str, dict[str, list[int] | None]]]:

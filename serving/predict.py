@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,9 +12,7 @@ import numpy.typing as npt
 from graph_features.input_spec import InputSpec
 from graph_features.schema import Cadence, EntityKey, ViewSchema
 from graph_features.tuples import TransactionColumns
-from serving.admission import Admission
 from serving.api import Explanation
-from serving.batching import Batcher
 from serving.engineering import Cause, FeatureEngineering, Moment, PackedRows
 from serving.models import LoadedModel
 from serving.pool import Pool
@@ -50,6 +48,8 @@ class Sheet:
     unseen: set[Row] = field(default_factory=set)
     engineered: int = 0
     stage_ms: dict[str, float] = field(default_factory=dict)
+    begun: float = 0.0
+    """When its first inference began, by the loop's time: the deadline counts from here."""
 
     @classmethod
     def blank(cls, spec: InputSpec, transactions: TransactionColumns) -> Sheet:
@@ -85,6 +85,30 @@ class Sheet:
         """Rows of which some event view is in one of `states`."""
         views = self.event_views(entity)
         return np.flatnonzero(np.isin(self.state[views], states).any(axis=0)).tolist() if views else []
+
+    def lacking(self, sizes: Sequence[int]) -> list[bool]:
+        """Of consecutive parts of these sizes, which have a payment with a row that was not available."""
+        rows = np.flatnonzero(self.state.any(axis=0)) % len(self)
+        of_part = np.repeat(np.arange(len(sizes)), sizes)
+        counts: list[int] = np.bincount(of_part[rows], minlength=len(sizes)).tolist()
+        return [count > 0 for count in counts]
+
+    def take(self, payments: Int64) -> Sheet:
+        """The payments at these positions as a sheet of their own, as after a first inference without explanations."""
+        rows = np.concatenate([payments, payments + len(self)])
+        return Sheet(
+            transactions=self.transactions.take(payments),
+            views=self.views,
+            score=self.score[payments],
+            as_of_ms=self.as_of_ms[:, rows],
+            created_us=self.created_us[:, rows],
+            state=self.state[:, rows],
+            explanation={
+                at: self.explanation[row] for at, row in enumerate(payments.tolist()) if row in self.explanation
+            },
+            stage_ms=dict(self.stage_ms),
+            begun=self.begun,
+        )
 
     def shard(self, payments: Int64, *, explain: bool) -> Shard:
         """The payments at these positions with what is known about their rows."""
@@ -128,52 +152,45 @@ class Predictor:
         shard_rows: int,
         score_timeout_s: float,
         deadline_s: float,
-        batch_rows: int = 0,
-        batch_window_s: float = 0.0,
-        overload_s: float = math.inf,
     ) -> None:
         self._pool = pool
         self._engineering = engineering
         self._shard_rows = shard_rows
         self._score_timeout_s = score_timeout_s
         self._deadline_s = deadline_s
-        self.admission = Admission(limit_s=overload_s)
-        self._batcher = Batcher(
-            self._submit, workers=pool.size, max_rows=batch_rows or shard_rows, window_s=batch_window_s
-        )
 
     async def score(self, model: LoadedModel, transactions: TransactionColumns, *, explain: bool = False) -> Sheet:
         """Score payments in their order; what could not be had in time is left in `state` and `causes`."""
-        sheet = Sheet.blank(model.info.inputs, transactions)
-        payments = len(sheet)
-        among = self.admission.enter(payments)
-        try:
-            return await self._scored(model, sheet, explain, among)
-        finally:
-            self.admission.leave(payments)
+        sheet = await self.infer(model, transactions, explain=explain)
+        await self.complete(model, sheet, explain=explain)
+        return sheet
 
-    async def _scored(self, model: LoadedModel, sheet: Sheet, explain: bool, among: int) -> Sheet:
-        loop_time = asyncio.get_running_loop().time
-        begun = loop_time()
+    async def infer(self, model: LoadedModel, transactions: TransactionColumns, *, explain: bool = False) -> Sheet:
+        """Score payments from what is online; `state` tells which rows were not available."""
+        sheet = Sheet.blank(model.info.inputs, transactions)
+        sheet.begun = asyncio.get_running_loop().time()
         await self._infer(model, sheet, np.arange(len(sheet)), explain)
-        scored = loop_time()
-        self.admission.observe(scored - begun, among=among)
+        return sheet
+
+    async def complete(self, model: LoadedModel, sheet: Sheet, *, explain: bool = False) -> None:
+        """Send the rows that were not available to the feature workers, and score those payments again."""
+        sheet.stage_ms["feature_engineering"] = 0.0
         if not sheet.state.any():
-            sheet.stage_ms["feature_engineering"] = 0.0
-            return sheet
+            return
+        loop_time = asyncio.get_running_loop().time
+        scored = loop_time()
         for renew in (True, False):
-            changed = await self._engineer(sheet, renew=renew, deadline=begun + self._deadline_s)
+            changed = await self._engineer(sheet, renew=renew, deadline=sheet.begun + self._deadline_s)
             if not changed:
                 break
             await self._infer(model, sheet, np.array(sorted(changed), np.int64), explain)
         sheet.stage_ms["feature_engineering"] = (loop_time() - scored) * 1e3
-        return sheet
 
     async def _infer(self, model: LoadedModel, sheet: Sheet, payments: Int64, explain: bool) -> None:
         """Route 2: score the payments at these positions, a shard per task."""
         parts = np.array_split(payments, self._shards(len(payments)))
         results: list[ShardScores] = await asyncio.gather(
-            *(self._batcher.score(model.ref, sheet.shard(part, explain=explain)) for part in parts)
+            *(self._submit(model.ref, sheet.shard(part, explain=explain)) for part in parts)
         )
         for part, result in zip(parts, results, strict=True):
             sheet.fill(part, result)

@@ -18,7 +18,6 @@ from serving.online import instant
 from serving.parse import decode, read_body
 from serving.problems import NotFoundError, request_id
 from serving.replies import json_reply
-from serving.scoring import score
 from serving.services import services_of
 
 router = APIRouter(tags=["scoring"])
@@ -53,13 +52,15 @@ async def predict(request: Request) -> Response:
     if asked.explain and len(asked.transactions) > services.settings.max_explained:
         few = f"at most {services.settings.max_explained} transactions with explain"
         raise InvalidInputError(field="transactions", expected=few, got=len(asked.transactions))
-    done = await score(services, asked.transactions, explain=asked.explain, request_id=request_id(request), begun=begun)
+    done = await services.scoring.score(
+        asked.transactions, explain=asked.explain, request_id=request_id(request), begun=begun
+    )
     ref = done.model.ref
     return json_reply(
         PredictReply(
             model=ModelName(name=ref.name, version=ref.version, alias=ref.alias),
             scores=done.scores,
-            routes=Routes(feature_engineering=done.sheet.engineered, inference=len(done.sheet)),
+            routes=Routes(feature_engineering=done.engineered, inference=len(done.scores)),
             timing_ms={name: round(value, 3) for name, value in done.timing_ms.items()},
             request_id=request_id(request),
             notices=done.notices,

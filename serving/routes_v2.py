@@ -26,7 +26,6 @@ from serving.parse import read_body
 from serving.problems import NotFoundError, request_id
 from serving.replies import json_reply
 from serving.routes_ops import not_ready
-from serving.scoring import score
 from serving.services import Services, services_of
 from serving.tensors import INPUTS, LENGTH_HEADER, OUTPUTS, outputs_of, read_request
 
@@ -131,7 +130,7 @@ async def infer(request: Request, name: Name, version: Version | None = None) ->
     _model(services, name, version)
     body = await read_body(request, services.settings)
     asked = read_request(body, request.headers.get(LENGTH_HEADER), limit=services.settings.max_batch)
-    done = await score(services, asked.payments, explain=False, request_id=request_id(request), begun=begun)
+    done = await services.scoring.score(asked.payments, explain=False, request_id=request_id(request), begun=begun)
     tensors, tail = outputs_of(done.scores, asked.outputs)
     ref = done.model.ref
     reply = InferReply(

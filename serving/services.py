@@ -30,6 +30,7 @@ from serving.models import ModelFollower
 from serving.payments import Payments
 from serving.pool import Pool
 from serving.predict import Predictor
+from serving.scoring import Scoring
 from serving.shadow import Shadow
 
 log = logging.getLogger("ringfence.serving")
@@ -75,13 +76,15 @@ class Services:
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     draining: bool = False
     health: Health = field(init=False)
+    scoring: Scoring = field(init=False)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     background: set[asyncio.Future[bool]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.scoring = Scoring(self)
         self.health = Health(self._resources(), auth=self.guard.describe())
         self.metrics.watch(dict.fromkeys((self.inference, self.features, self.graph_sync.pool)))
-        self.metrics.expected_wait.set_function(lambda: self.predictor.admission.wait_s)
+        self.metrics.expected_wait.set_function(lambda: self.scoring.admission.wait_s)
         self.metrics.decision_backlog.set_function(lambda: getattr(self.decisions, "backlog_bytes", 0))
         if (collector := self.jobs.collector()) is not None:
             self.metrics.registry.register(collector)

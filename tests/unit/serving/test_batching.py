@@ -1,126 +1,157 @@
-"""Small requests scored together: each gets its own answer, nobody waits while a worker is free, errors stay alone."""
+"""Small requests worked on together: each gets its own answer, the first one waits for nobody, errors stay alone."""
 
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from graph_features.errors import ModelError
-from serving.admission import Admission, BusyError
-from serving.batching import Batcher, merged, parts
-from serving.scorer import ModelRef, Shard, ShardScorer, ShardScores
+from serving.admission import PER_REQUEST, Admission, BusyError
+from serving.batching import ENOUGH, Batcher, Entry
 
-REF = ModelRef(name="m", version="1", alias="a", path="")
-
-
-def of_rows(*amounts: int, tiny: SimpleNamespace) -> Shard:
-    payments = tiny.payments_of([(f"s{amount}", f"r{amount}", tiny.T0) for amount in amounts])
-    payments.amount[:] = amounts
-    return Shard(transactions=payments)
+Group = list[Entry[list[int], list[int]]]
 
 
 class Workers:
-    """Answers each payment with its amount, when told to; refuses groups with a payment of 13."""
+    """Answers a request with its own numbers, once told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self.groups: list[list[int]] = []
         self.go = asyncio.Event()
+        self.batcher: Batcher[list[int], list[int]] = Batcher(
+            self.run, **{"workers": 2, "max_rows": 100, "window_s": 60.0, **options}
+        )
 
-    async def score(self, model: ModelRef, shard: Shard) -> ShardScores:
-        amounts = shard.transactions.amount
-        self.groups.append(amounts.tolist())
+    async def run(self, group: Group) -> None:
+        self.groups.append([number for entry in group for number in entry.asked])
         await self.go.wait()
-        if 13 in amounts:
-            raise ModelError("unlucky")
-        both = np.concatenate([amounts, amounts + 1_000])[None]
-        return ShardScores(
-            score=amounts.astype(np.float32), as_of_ms=both, created_us=both, state=both.astype(np.int8),
-            read_ms=0, build_ms=0, infer_ms=0,
-        )  # fmt: skip
+        for entry in group:
+            entry.finish(entry.asked)
+
+    def ask(self, *numbers: int, kind: str = "a", alone: bool = False) -> asyncio.Task[list[int]]:
+        return asyncio.create_task(self.batcher.ask([*numbers], rows=len(numbers), kind=kind, alone=alone))
 
 
-def test_what_comes_while_all_workers_are_busy_goes_together(tiny: SimpleNamespace) -> None:
-    """The first request is sent at once; those that come meanwhile share one task, and each gets its own rows."""
+def test_what_comes_while_a_group_is_on_its_way_goes_together() -> None:
+    """The first request is sent at once; those that come meanwhile share a task, and each gets its own answer."""
 
-    async def run() -> tuple[Workers, list[ShardScores]]:
+    async def run() -> tuple[Workers, list[list[int]]]:
         workers = Workers()
-        batcher = Batcher(workers.score, workers=1, max_rows=100)
-        tasks = [asyncio.create_task(batcher.score(REF, of_rows(1, tiny=tiny)))]
+        tasks = [workers.ask(1)]
         await asyncio.sleep(0.01)
         assert workers.groups == [[1]]
-        tasks += [asyncio.create_task(batcher.score(REF, of_rows(at, at + 50, tiny=tiny))) for at in (2, 3, 4)]
+        tasks += [workers.ask(at, at + 50) for at in (2, 3, 4)]
         await asyncio.sleep(0.01)
         assert workers.groups == [[1]]
         workers.go.set()
         return workers, await asyncio.gather(*tasks)
 
-    workers, results = asyncio.run(run())
+    workers, answers = asyncio.run(run())
     assert workers.groups == [[1], [2, 52, 3, 53, 4, 54]]
-    assert [result.score.tolist() for result in results] == [[1], [2, 52], [3, 53], [4, 54]]
-    assert results[2].as_of_ms.tolist() == [[3, 53, 1_003, 1_053]]
+    assert answers == [[1], [2, 52], [3, 53], [4, 54]]
 
 
-def test_one_bad_request_fails_alone(tiny: SimpleNamespace) -> None:
-    """A group that fails must be tried one by one: the others get their scores."""
+def test_a_free_worker_is_taken_by_many_or_after_the_window() -> None:
+    """Beside a group on its way another one goes once it has ENOUGH rows, or once its first request has waited."""
 
-    async def run() -> list[Any]:
+    async def many() -> list[int]:
         workers = Workers()
+        tasks = [workers.ask(0)]
+        await asyncio.sleep(0.01)
+        tasks += [workers.ask(at) for at in range(1, ENOUGH + 1)]
+        await asyncio.sleep(0.01)
+        sizes = [len(group) for group in workers.groups]
         workers.go.set()
-        batcher = Batcher(workers.score, workers=1, max_rows=100)
-        asked = (batcher.score(REF, of_rows(at, tiny=tiny)) for at in (1, 13, 5))
-        return await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.gather(*tasks)
+        return sizes
 
-    first, second, third = asyncio.run(run())
-    assert isinstance(second, ModelError)
-    assert (first.score.tolist(), third.score.tolist()) == ([1], [5])
+    async def late() -> list[list[int]]:
+        workers = Workers(window_s=0.02)
+        tasks = [workers.ask(1)]
+        await asyncio.sleep(0.01)
+        tasks += [workers.ask(2), workers.ask(3)]
+        await asyncio.sleep(0.005)
+        assert workers.groups == [[1]]
+        await asyncio.sleep(0.05)
+        groups = [*workers.groups]
+        workers.go.set()
+        await asyncio.gather(*tasks)
+        return groups
+
+    assert asyncio.run(many()) == [1, ENOUGH]
+    assert asyncio.run(late()) == [[1], [2, 3]]
 
 
-def test_groups_hold_one_model_and_no_more_than_fits(tiny: SimpleNamespace) -> None:
+def test_groups_hold_one_kind_and_no_more_than_fits() -> None:
     """Requests of another model, and those beyond max_rows, must go in a task of their own; large ones never wait."""
 
     async def run() -> Workers:
-        workers = Workers()
-        batcher = Batcher(workers.score, workers=1, max_rows=4)
-        other = ModelRef(name="m", version="2", alias="a", path="")
-        asked = [(REF, (1, 2)), (other, (3,)), (REF, (4, 5)), (REF, (6,)), (REF, (7, 8, 9))]
-        tasks = [asyncio.create_task(batcher.score(ref, of_rows(*amounts, tiny=tiny))) for ref, amounts in asked]
+        workers = Workers(workers=1, max_rows=4)
+        asked = [("a", (1, 2)), ("b", (3,)), ("a", (4, 5)), ("a", (6,)), ("a", (7, 8, 9))]
+        tasks = [workers.ask(*numbers, kind=kind) for kind, numbers in asked]
+        tasks.append(workers.ask(10, alone=True))
         await asyncio.sleep(0.01)
         workers.go.set()
         await asyncio.gather(*tasks)
         return workers
 
-    assert asyncio.run(run()).groups == [[7, 8, 9], [1, 2, 4, 5], [3], [6]]
+    assert asyncio.run(run()).groups == [[7, 8, 9], [10], [1, 2, 4, 5], [3], [6]]
 
 
-def test_together_is_bit_for_bit_as_alone(tiny: SimpleNamespace, online: Any, model: Any) -> None:
-    """Merged shards taken apart must give what each shard gives by itself."""
-    online.put(tiny.ACTIVITY, ("s1",), tiny.T0 - 5, sent=3, mean=1.5)
-    online.mark_pending([("r2",)])
-    shards = [of_rows(1, 2, tiny=tiny), of_rows(3, tiny=tiny), of_rows(4, 5, 6, tiny=tiny)]
-    scorer = ShardScorer(online)
-    together = parts(scorer.score(model.ref, merged(shards)), [len(shard) for shard in shards])
-    for shard, found in zip(shards, together, strict=True):
-        alone = scorer.score(model.ref, shard)
-        for name in ("score", "as_of_ms", "created_us", "state"):
-            assert getattr(found, name).tobytes() == getattr(alone, name).tobytes(), name
+def test_a_request_that_was_given_up_is_not_worked_on() -> None:
+    """Whoever hung up while waiting must cost nothing, and must not disturb the others of its group."""
+
+    async def run() -> Workers:
+        workers = Workers(workers=1)
+        first = workers.ask(1)
+        await asyncio.sleep(0.01)
+        gone, kept = workers.ask(2), workers.ask(3)
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        workers.go.set()
+        assert await asyncio.gather(first, kept) == [[1], [3]]
+        return workers
+
+    assert asyncio.run(run()).groups == [[1], [3]]
 
 
 def test_work_is_refused_when_it_would_wait_too_long() -> None:
     """The wait follows from how long the last work took among how much; with nothing at work everything is let in."""
     admission = Admission(limit_s=1.0)
-    among = admission.enter(100)
-    admission.observe(0.5, among=among)
-    assert admission.wait_s == pytest.approx(0.5)
-    admission.enter(200)
+    among = admission.enter(1_000 - PER_REQUEST)
+    assert among == 1_000
+    for _ in range(100):
+        admission.observe(0.5, among=among)
+    assert admission.wait_s == pytest.approx(0.5, rel=1e-3)
+    admission.enter(2_000)
     with pytest.raises(BusyError):
         admission.enter(1)
-    admission.leave(200)
+    admission.leave(2_000)
     admission.enter(1)
     admission.leave(1)
-    admission.leave(100)
+    admission.leave(1_000 - PER_REQUEST)
+    assert admission.at_work == 0
     admission.observe(60.0, among=1)
-    assert admission.enter(1_000) == 1_000
+    assert admission.enter(1_000) == 1_000 + PER_REQUEST
+
+
+def test_one_slow_request_turns_nobody_away() -> None:
+    """A first request that takes a second, since all is cold, must not keep out fifteen others that come beside it."""
+    admission = Admission(limit_s=1.0)
+    among = admission.enter(1)
+    admission.observe(1.0, among=among)
+    for took in (0.05, 0.02, 0.01):
+        admission.observe(took, among=16 * among)
+    for _ in range(15):
+        admission.enter(1)
+
+
+def test_slow_small_requests_do_not_keep_a_large_one_out() -> None:
+    """What a request of one payment took says little of one of 1,000: two of those must get in behind it."""
+    admission = Admission(limit_s=1.0)
+    among = admission.enter(1)
+    admission.observe(0.008, among=among)
+    admission.leave(1)
+    admission.enter(1_000)
+    admission.enter(1_000)

@@ -380,7 +380,7 @@ def test_decision_rows_name_the_rows_that_were_used(
     sheet = score(make_predictor(), model, tiny.payments_of([("a", "new", tiny.T0)]))
     scores = scores_of(sheet, ["t1"], model)
     table = pa.table({"transaction_id": ["t1"], "event_timestamp": [0], "channel": pa.array([None], pa.string())})
-    (record,) = decision_batch(sheet, table, scores, model, request_id="r", scored_at_ms=5).rows()
+    (record,) = decision_batch(sheet, table, scores, model, request_ids=["r"], scored_at_ms=5).rows()
     assert record["rows"]["sender"]["activity"] == [tiny.T0 - 1_000, 1]
     assert record["rows"]["receiver"] == {"activity": None, "exposure": None, "ranks": None}
     assert record["inputs"] == {"transaction_id": "t1"}
