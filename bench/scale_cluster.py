@@ -25,20 +25,20 @@ def ray_cluster(*, nodes: int, store_mb: int = 200) -> Iterator[ExecutorSettings
     from ray.cluster_utils import Cluster
 
     size = store_mb << 20
-    head = {"num_cpus": 0, "object_store_memory": size, "include_dashboard": False, **_ports()}
-    with _patience():
+    head = {"num_cpus": 0, "object_store_memory": size, "include_dashboard": False, **node_ports()}
+    with patience():
         cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        with _patience():
+        with patience():
             for _ in range(nodes):
-                cluster.add_node(wait=False, num_cpus=1, object_store_memory=size, **_ports())
+                cluster.add_node(wait=False, num_cpus=1, object_store_memory=size, **node_ports())
         yield ExecutorSettings(executor=ExecutorKind.RAY, ray_address=cluster.address)
     finally:
         disconnect()
         cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _ports() -> dict[str, int]:
+def node_ports() -> dict[str, int]:
     """Free ports for a node's agents: a node ends when they have not told theirs within fifteen seconds."""
     names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
     with ExitStack() as held:
@@ -47,7 +47,7 @@ def _ports() -> dict[str, int]:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
+def patience() -> Iterator[None]:
     """Ray gives a node half a minute to say that it is there, which a busy machine may exceed: wait for it here."""
     from ray._private import services
 

@@ -1,6 +1,7 @@
 """Registers a model over the whole catalogue in MLflow: `python -m bench.serving_model SEED [ALIAS]`.
 
-The network has the size of a trained one and random weights: what is measured is serving, not what it has learnt.
+The network has the size that the settings give a trained one, and random weights: what is measured is serving, not what
+it has learnt. An empty alias leaves every alias where it is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from training.registry import CHAMPION, Registry
 
 
 def register(seed: int, alias: str, scratch: Path) -> str:
-    """Write the bundle, log it and point the alias to it; return its version."""
+    """Write the bundle, log it and point the alias, if there is one, to it; return its version."""
     settings = TrainingSettings()
     spec = current_spec(settings)
     payments = TransactionColumns.from_mapping(
@@ -59,7 +60,8 @@ def register(seed: int, alias: str, scratch: Path) -> str:
     _, version = registry.log(
         bundle, experiment="ringfence", name="ringfence", parameters={}, metrics={}, history={}, plots={}
     )
-    registry.set_alias("ringfence", alias, version)
+    if alias:
+        registry.set_alias("ringfence", alias, version)
     return version
 
 

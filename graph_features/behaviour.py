@@ -15,7 +15,7 @@ from graph_features.edges import EdgeTable, Int64
 from graph_features.kernels import sweeps
 from graph_features.kernels.sweeps import Conduct, conduct
 from graph_features.kernels.timeline import Side, timeline
-from graph_features.kernels.unusual import amount_quartiles, tried_before, unusual_amounts, unusual_before
+from graph_features.kernels.unusual import amount_quartiles, tried_before, unusual_before, unusual_ms
 from graph_features.rows import AccountRows, Column
 from graph_features.schema import Cadence, DType, Renewal
 from graph_features.settings import FeatureSettings
@@ -62,11 +62,11 @@ def _quartiles(rows: AccountRows, side: Side) -> tuple[Int64, Int64]:
     """Return (3, n) quartiles of the amounts tried before as_of, and of how many; they mean nothing for none."""
 
     def compute() -> tuple[Int64, Int64]:
-        start, tried = tried_before(rows.edges, side, rows.account, rows.as_of_ms)
-        some = np.flatnonzero(tried)
+        start, end = _tried(rows, side)
+        some = np.flatnonzero(end > start)
         quartiles = np.zeros((3, len(rows)), np.int64)
-        quartiles[:, some] = amount_quartiles(rows.edges, side)[:, start[some] + tried[some] - 1]
-        return quartiles, tried
+        quartiles[:, some] = amount_quartiles(rows.edges, side)[:, end[some] - 1]
+        return quartiles, end - start
 
     return rows.memo(("quartiles", side), compute)
 
@@ -252,9 +252,7 @@ def last_unusual_amount_timestamp(rows: AccountRows, side: Side) -> Column:
     before, (start, end) = unusual_before(rows.edges, side), _tried(rows, side)
     some = before[end] > before[start]
     last_ms = np.zeros(len(rows), np.int64)
-    if some.any():
-        unusual = np.flatnonzero(unusual_amounts(rows.edges, side))
-        last_ms[some] = timeline(rows.edges, side).ts_ms[unusual[before[end[some]] - 1]]
+    last_ms[some] = unusual_ms(rows.edges, side)[before[end[some]] - 1]
     return known_where(last_ms, some)
 
 

@@ -7,11 +7,12 @@ time, and then one partition after the other in memory; to use them takes one pa
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
@@ -58,7 +59,7 @@ class PartitionedEdges:
         The first process of a machine that asks makes them, the others wait for it. `folder` stands for the arguments
         and for the store: whoever has others names another folder.
         """
-        if self.folder.exists():
+        if self._used():
             return
         with file_lock(self._lock, wait_s=PREPARE_WAIT_S) as held:
             if not held:
@@ -66,6 +67,14 @@ class PartitionedEdges:
             if not self.folder.exists():
                 _remove_old(self.folder.parent)
                 _make(self.folder, records.read_all(max_seq=max_seq), self.partitions, before_ms)
+
+    def _used(self) -> bool:
+        """Whether the files are there; then they count as used now, so that no other job removes them as old."""
+        try:
+            os.utime(self.folder)
+        except FileNotFoundError:
+            return False
+        return True
 
     @property
     def _lock(self) -> Path:
@@ -99,8 +108,9 @@ def _standings(folder: Path, partition: int) -> Path:
 def _remove_old(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for other in folder.iterdir():
-        if other.is_dir() and time.time() - other.stat().st_mtime > KEPT_S:
-            PartitionedEdges(folder=other, partitions=0).discard()
+        with suppress(FileNotFoundError):  # another job was quicker
+            if other.is_dir() and time.time() - other.stat().st_mtime > KEPT_S:
+                PartitionedEdges(folder=other, partitions=0).discard()
 
 
 def _make(folder: Path, records: Records, partitions: int, before_ms: int) -> None:

@@ -158,7 +158,9 @@ class ServingSettings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free port.")
     tls_certificate: str = Field(default="", description="File with the certificate chain; empty speaks plain HTTP.")
     tls_key: str = Field(default="", description="File with the certificate's private key.")
-    processes: int = Field(default=1, ge=1, le=64, description="Servers behind the port, each with its own workers.")
+    processes: int = Field(
+        default=1, ge=1, le=64, description="Servers behind the port, each with its own workers, /metrics and /health."
+    )
     pool: PoolKind = PoolKind.PROCESS
     workers: int = Field(default=0, ge=0, le=256, description="Inference workers; 0 takes RINGFENCE_WORKERS.")
     feature_workers: int = Field(default=1, ge=1, le=256, description="Workers that compute missing features.")

@@ -110,39 +110,6 @@ class LabelsRequest(Body, frozen=True, kw_only=True):
     labels: Annotated[list[Label], Meta(min_length=1)]
 
 
-class OnlineFeaturesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A read of online features in the form of Feast's own feature server."""
-
-    entities: dict[str, list[Any]]
-    features: list[str] = []
-    feature_service: str | None = None
-    full_feature_names: bool = False
-    include_feature_view_version_metadata: bool = False
-
-
-class PushRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Rows for a push source, in the form of Feast's own feature server: `df` has a list of values per column.
-
-    Times are ISO 8601, UTC where they have no zone; features that are times may be epoch seconds. Every feature of the
-    view must be there, null where it is unknown.
-    """
-
-    push_source_name: str
-    df: dict[str, Any]
-    to: Literal["online", "offline", "online_and_offline"] = "online"
-    allow_registry_cache: bool = True
-    transform_on_write: bool = True
-
-
-class WriteToOnlineStoreRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Rows of a feature view, in the form of Feast's own feature server; `df` as in a push."""
-
-    feature_view_name: str
-    df: dict[str, Any]
-    allow_registry_cache: bool = True
-    transform_on_write: bool = True
-
-
 class JobRequest(Body, frozen=True, kw_only=True):
     """A job to run now. `parameters` depend on the kind; GET /jobs/kinds lists them."""
 
@@ -279,28 +246,6 @@ class CatalogReply(Struct, frozen=True, kw_only=True):
     request_id: str
 
 
-class OnlineFeaturesMetadata(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Names of the result columns, join keys first."""
-
-    feature_names: list[str]
-    feature_view_metadata: list[dict[str, Any]] = []
-
-
-class FeatureVector(Struct, frozen=True, kw_only=True):
-    """One column: a value, status and event timestamp per entity."""
-
-    values: list[Any]
-    statuses: list[str]
-    event_timestamps: list[str]
-
-
-class OnlineFeaturesReply(Struct, frozen=True, kw_only=True):
-    """Features in the form of Feast's own feature server."""
-
-    metadata: OnlineFeaturesMetadata
-    results: list[FeatureVector]
-
-
 class DecisionsReply(Struct, frozen=True, kw_only=True):
     """Decision records of one transaction, newest first."""
 
@@ -337,96 +282,6 @@ class JobKindsReply(Struct, frozen=True, kw_only=True):
 
     kinds: list[JobKind]
     request_id: str
-
-
-class InferTensor(Struct, frozen=True, kw_only=True):
-    """An input of the Open Inference Protocol: a field of the payments, one element per payment."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-    data: list[Any] | None = None
-    parameters: dict[str, Any] = {}
-
-
-class InferWanted(Struct, frozen=True, kw_only=True):
-    """An output that is wanted."""
-
-    name: str
-    parameters: dict[str, Any] = {}
-
-
-class InferRequest(Struct, frozen=True, kw_only=True):
-    """Payments to score, as the tensors that GET /v2/models/{name} names; all outputs where none are named."""
-
-    inputs: Annotated[list[InferTensor], Meta(min_length=1, max_length=64)]
-    outputs: list[InferWanted] = []
-    id: Annotated[str, Meta(max_length=128)] | None = None
-    parameters: dict[str, Any] = {}
-
-
-class InferOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An output, one element per payment."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-    data: list[Any] | None = None
-    parameters: dict[str, Any] = {}
-
-
-class InferReply(Struct, frozen=True, kw_only=True):
-    """Outputs in the order of the request."""
-
-    model_name: str
-    model_version: str
-    id: str
-    outputs: list[InferOutput]
-
-
-class ServerMetadata(Struct, frozen=True, kw_only=True):
-    """The server in terms of the Open Inference Protocol."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class ServerLive(Struct, frozen=True, kw_only=True):
-    """Whether the process answers."""
-
-    live: bool
-
-
-class ServerReady(Struct, frozen=True, kw_only=True):
-    """Whether requests should be sent here."""
-
-    ready: bool
-
-
-class TensorMetadata(Struct, frozen=True, kw_only=True):
-    """A tensor's name, type and shape; -1 is any length."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ModelMetadata(Struct, frozen=True, kw_only=True):
-    """A model's inputs and outputs."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-
-
-class ModelReady(Struct, frozen=True, kw_only=True):
-    """Whether a model can be asked."""
-
-    name: str
-    ready: bool
 
 
 class LiveReply(Struct, frozen=True, kw_only=True):

@@ -163,14 +163,17 @@ class DecisionLog:
             raise _unavailable(error) from error
 
     def unlogged(self, reader: str, *, until_ms: int, limit: int) -> list[dict[str, Any]]:
-        """Decisions made before `until_ms` that `reader` has not had yet, oldest first; see `logged`."""
+        """Decisions made before `until_ms` that `reader` has not had yet, oldest first; see `logged`.
+
+        Numbers are given as decisions are stored, which a server whose database was away does late: those behind the
+        first that is too new wait with it, for `logged` knows one number only.
+        """
         had = sa.select(self.readers.c.up_to).where(self.readers.c.name == reader).scalar_subquery()
         table = self.table
+        unread = table.c.id > sa.func.coalesce(had, 0)
+        too_new = sa.select(sa.func.min(table.c.id)).where(unread, table.c.scored_at_ms >= until_ms).scalar_subquery()
         query = (
-            sa.select(table)
-            .where(table.c.id > sa.func.coalesce(had, 0), table.c.scored_at_ms < until_ms)
-            .order_by(table.c.id)
-            .limit(limit)
+            sa.select(table).where(unread, (table.c.id < too_new) | too_new.is_(None)).order_by(table.c.id).limit(limit)
         )
         try:
             with self._engine.begin() as connection:

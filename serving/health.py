@@ -27,12 +27,16 @@ class Resource:
 
 
 class Health:
-    """Asks every resource at once, each in a thread of its own, so that one that hangs delays nothing else."""
+    """Asks every resource at once, each in a thread of its own, so that one that hangs delays nothing else.
+
+    A resource that has not answered yet is not asked again, so that one that hangs for long holds one thread.
+    """
 
     def __init__(self, resources: Iterable[Resource], *, auth: dict[str, Any] | None = None) -> None:
         self._resources = tuple(resources)
         self._auth = auth or {}
-        self._threads = ThreadPoolExecutor(max_workers=max(1, 2 * len(self._resources)), thread_name_prefix="health")
+        self._threads = ThreadPoolExecutor(max_workers=max(1, len(self._resources)), thread_name_prefix="health")
+        self._asked: dict[str, asyncio.Future[dict[str, Any] | None]] = {}
 
     async def check(self, *, only_needed: bool = False) -> HealthReply:
         """Ask the resources; what does not answer in time is failing."""
@@ -48,8 +52,7 @@ class Health:
         detail: dict[str, Any] | None = None
         error: str | None = None
         try:
-            answer = asyncio.get_running_loop().run_in_executor(self._threads, resource.ping)
-            detail = await asyncio.wait_for(answer, PING_TIMEOUT_S)
+            detail = await asyncio.wait_for(asyncio.shield(self._ask(resource)), PING_TIMEOUT_S)
         except RingfenceError as failure:
             error = str(failure)
         except TimeoutError:
@@ -63,6 +66,13 @@ class Health:
             detail=detail or {},
             error=error,
         )
+
+    def _ask(self, resource: Resource) -> asyncio.Future[dict[str, Any] | None]:
+        answer = self._asked.get(resource.name)
+        if answer is None or answer.done():
+            answer = asyncio.get_running_loop().run_in_executor(self._threads, resource.ping)
+            self._asked[resource.name] = answer
+        return answer
 
     def close(self) -> None:
         """Let go of the threads."""

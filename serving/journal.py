@@ -19,6 +19,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ class DecisionJournal:
         self._max_bytes = max_bytes
         self._waiting: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._lock = threading.Condition()
-        self._closed_segments: list[Path] = []
+        self._closed_segments: list[tuple[Path, int]] = []
+        """Files that nothing is written to any more, with their sizes, oldest first."""
+        self._adopted: dict[Path, int] = {}
+        """The locks of dead servers' folders, held until their segments are stored: two may start at once."""
         self._current: _Segment | None = None
         self._backlog = 0
         self._problem = ""
@@ -70,9 +74,7 @@ class DecisionJournal:
     def start(self) -> None:
         """Take over what dead servers left behind and begin to write."""
         self._root.mkdir(parents=True, exist_ok=True)
-        self._own = self._root / secrets.token_hex(8)
-        self._own.mkdir()
-        self._held = _hold(self._own)
+        self._own, self._held = _own_folder(self._root)
         self._adopt()
         self._writer.start()
         self._ship.start()
@@ -89,6 +91,8 @@ class DecisionJournal:
 
     def _put(self, content: bytes) -> Future[None]:
         done: Future[None] = Future()
+        # A request that is cancelled takes its record back no more: the writer would stumble over it.
+        done.set_running_or_notify_cancel()
         if self._closing:
             done.set_exception(StoreUnavailableError("the server is stopping"))
         elif self._backlog + len(content) > self._max_bytes:
@@ -131,6 +135,8 @@ class DecisionJournal:
                     self._rotate()
             except OSError as error:
                 failure = StoreUnavailableError(f"the journal of decisions cannot be written: {error.strerror}")
+                if self._current is not None and self._current.torn:
+                    self._rotate()
         self._wanted.set()
         for _, done in group:
             if failure is None:
@@ -140,8 +146,9 @@ class DecisionJournal:
 
     def _rotate(self) -> None:
         if self._current is not None:
-            self._closed_segments.append(self._current.close())
-            self._current = None
+            segment, self._current = self._current, None
+            self._closed_segments.append((segment.path, segment.size))
+            segment.close()
 
     # ------------------------------------------------------------ shipping
 
@@ -160,44 +167,50 @@ class DecisionJournal:
         with self._lock:
             self._rotate()
         while self._closed_segments:
-            segment = self._closed_segments[0]
+            segment, size = self._closed_segments[0]
             try:
-                self._shipper.submit("ship", str(segment), timeout_s=SHIP_TIMEOUT_S).result()
-            except RingfenceError as error:
+                if segment.exists():
+                    self._shipper.submit("ship", str(segment), timeout_s=SHIP_TIMEOUT_S).result()
+                else:
+                    log.warning("a segment of decisions is gone", extra={"segment": segment.name, "bytes": size})
+                self._forget(segment, size)
+            except (RingfenceError, OSError) as error:
                 if str(error) != self._problem:
                     log.warning("decisions wait", extra={"error": str(error), "bytes": self._backlog})
                 self._problem = str(error)
                 if self._closing:
                     return
                 time.sleep(RETRY_S)
-                continue
-            self._forget(segment)
 
-    def _forget(self, segment: Path) -> None:
-        size = segment.stat().st_size
-        segment.unlink()
+    def _forget(self, segment: Path, size: int) -> None:
+        segment.unlink(missing_ok=True)
         with self._lock:
             self._problem = ""
             self._closed_segments.pop(0)
             self._backlog -= size
             self._lock.notify_all()
-        if segment.parent != self._own and not any(segment.parent.glob("*.journal")):
-            _remove(segment.parent)
+        if segment.parent in self._adopted and not any(segment.parent.glob("*.journal")):
+            self._let_go(segment.parent)
 
     def _adopt(self) -> None:
         """Segments of servers that are no more, oldest first."""
         for folder in sorted(self._root.iterdir()):
-            if folder == self._own or not folder.is_dir() or (held := _hold(folder)) is None:
+            if folder.name.startswith(".") or not folder.is_dir() or (held := _hold(folder)) is None:
                 continue
-            os.close(held)
-            found = sorted(folder.glob("*.journal"))
+            self._adopted[folder] = held
+            found = [(path, path.stat().st_size) for path in sorted(folder.glob("*.journal"))]
             self._closed_segments += found
-            self._backlog += sum(path.stat().st_size for path in found)
+            self._backlog += sum(size for _, size in found)
             if not found:
-                _remove(folder)
+                self._let_go(folder)
         if self._closed_segments:
             log.info("decisions taken over", extra={"segments": len(self._closed_segments), "bytes": self._backlog})
             self._wanted.set()
+
+    def _let_go(self, folder: Path) -> None:
+        """Remove a dead server's folder that is empty now."""
+        _remove(folder)
+        os.close(self._adopted.pop(folder))
 
     # ------------------------------------------------------------ reading, and what else a DecisionLog does
 
@@ -225,7 +238,7 @@ class DecisionJournal:
 
     def ping(self) -> dict[str, Any]:
         """Raise StoreUnavailableError unless decisions are taken; say how much waits for the database."""
-        if not self._writer.is_alive():
+        if not (self._writer.is_alive() and self._ship.is_alive()):
             raise StoreUnavailableError("the writer of decisions has stopped; restart the server")
         if self._backlog >= self._max_bytes:
             raise StoreUnavailableError(f"the journal of decisions is full: {self._problem or 'its database is slow'}")
@@ -239,9 +252,10 @@ class DecisionJournal:
             self._writer.join(timeout=10)
             self._wanted.set()
             self._ship.join(timeout=CLOSE_S)
-            os.close(self._held)  # type: ignore[arg-type]
             if not any(self._own.glob("*.journal")):
                 _remove(self._own)
+            for held in (self._held, *self._adopted.values()):
+                os.close(held)
         self._shipper.close()
         self._log.close()
 
@@ -254,23 +268,26 @@ class _Segment:
         self.path = folder / f"{time.time_ns():020d}-{secrets.token_hex(4)}.journal"
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self.size = 0
+        self.torn = False
+        """Ends in half a frame, behind which nobody would read on."""
 
     def append(self, data: bytes) -> None:
-        """Write and sync; what a full disk cut short is taken back."""
+        """Write and sync; what a full disk cut short is taken back, and where that fails too nothing may follow."""
         try:
             view = memoryview(data)
             while view:
                 view = view[os.write(self._file, view) :]
             os.fdatasync(self._file)
         except OSError:
+            self.torn = True
             os.ftruncate(self._file, self.size)
             os.lseek(self._file, self.size, os.SEEK_SET)
+            self.torn = False
             raise
         self.size += len(data)
 
-    def close(self) -> Path:
+    def close(self) -> None:
         os.close(self._file)
-        return self.path
 
 
 def _framed(content: bytes) -> bytes:
@@ -292,8 +309,14 @@ def read_segment(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def _hold(folder: Path) -> int | None:
-    """Hold the folder's lock until the descriptor is closed or this process ends; None where another process does."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    """Hold the folder's lock until the descriptor is closed or this process ends.
+
+    None where another process does, or has just removed the folder.
+    """
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -302,6 +325,17 @@ def _hold(folder: Path) -> int | None:
     return descriptor
 
 
+def _own_folder(root: Path) -> tuple[Path, int]:
+    """Make a folder and return it with its lock; others see it only when it is held."""
+    name = secrets.token_hex(8)
+    hidden = root / f".{name}"
+    hidden.mkdir()
+    held = _hold(hidden)
+    assert held is not None, f"{hidden} is known to nobody else"
+    return hidden.rename(root / name), held
+
+
 def _remove(folder: Path) -> None:
     (folder / "lock").unlink(missing_ok=True)
-    folder.rmdir()
+    with suppress(OSError):  # another server has just come upon it: it removes the folder, or the next one does
+        folder.rmdir()

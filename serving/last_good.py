@@ -29,6 +29,10 @@ class LastGood:
         """Remember `ref`, in one step."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, scratch = tempfile.mkstemp(dir=self._path.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(ref), file)
-        Path(scratch).replace(self._path)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(asdict(ref), file)
+            Path(scratch).replace(self._path)
+        except BaseException:
+            Path(scratch).unlink()
+            raise

@@ -167,11 +167,19 @@ class ModelFollower:
         # From here on new workers start with it; a score names its model, so requests under way end with theirs.
         if self._needed:
             self._pool.on_start("load", model.ref)
-        if self._last_good is not None:
-            self._last_good.write(model.ref)
         previous, self.current = self.current, model
         self._problem = ""
         if previous is not None:
             self._gauge.labels(previous.ref.name, previous.ref.version).set(0)
         self._gauge.labels(model.ref.name, model.ref.version).set(1)
         log.info("model in use", extra={"version": model.ref.version, "feature_hash": model.info.feature_hash})
+        self._remember(model.ref)
+
+    def _remember(self, ref: ModelRef) -> None:
+        if self._last_good is None:
+            return
+        try:
+            self._last_good.write(ref)
+        except OSError as error:
+            # It is wanted by a start without the registry, and by nothing now.
+            log.warning("model in use not remembered", extra={"version": ref.version, "error": str(error)})

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from serving import api
+from serving import api, api_feast, api_v2
 from serving.auth import scope_of
 from serving.problems import PROBLEM_MEDIA_TYPE
 
@@ -21,28 +21,28 @@ _KINDS: tuple[type[msgspec.Struct], ...] = (
     api.TransactionsRequest,
     api.StatusesRequest,
     api.LabelsRequest,
-    api.OnlineFeaturesRequest,
-    api.PushRequest,
-    api.WriteToOnlineStoreRequest,
+    api_feast.OnlineFeaturesRequest,
+    api_feast.PushRequest,
+    api_feast.WriteToOnlineStoreRequest,
     api.JobRequest,
     api.PredictReply,
     api.DecisionsReply,
     api.WriteReply,
     api.FeaturesReply,
     api.CatalogReply,
-    api.OnlineFeaturesReply,
+    api_feast.OnlineFeaturesReply,
     api.JobReply,
     api.JobsReply,
     api.JobKindsReply,
     api.HealthReply,
     api.LiveReply,
-    api.InferRequest,
-    api.InferReply,
-    api.ServerMetadata,
-    api.ServerLive,
-    api.ServerReady,
-    api.ModelMetadata,
-    api.ModelReady,
+    api_v2.InferRequest,
+    api_v2.InferReply,
+    api_v2.ServerMetadata,
+    api_v2.ServerLive,
+    api_v2.ServerReady,
+    api_v2.ModelMetadata,
+    api_v2.ModelReady,
     api.Problem,
 )
 _MEANINGS = {

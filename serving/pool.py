@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any, Protocol
 
 from serving.memory import MB
+from serving.process_slot import ProcessSlot
 from serving.slots import START_TIMEOUT_S, PoolBrokenError, Shared, Slot, Task, WorkerLostError
 from serving.watch import Watcher
 from serving.worker import Call, HandlerSpec
@@ -61,22 +62,15 @@ class Pool(Protocol):
         """Take no more, let running tasks end for at most `drain_s`, then stop."""
 
 
-class ProcessPool:
-    """`size` worker processes; each is fed, watched and replaced by a thread of its own."""
+class SlotPool:
+    """A pool of workers, each fed, watched and replaced by a thread of its own: the slots, which begin to work here."""
 
-    def __init__(
-        self, *, name: str, size: int, spec: HandlerSpec, preload: tuple[str, ...] = (), memory_mb: int = 0
-    ) -> None:
+    def __init__(self, name: str, shared: Shared, slots: Sequence[Slot]) -> None:
         self.name = name
-        self.size = size
-        self._shared = Shared()
-        self._watcher = Watcher(name)
-        context = _context(preload)
-        self._slots = [
-            Slot(f"{name}-{number}", self._shared, spec, context, self._watcher, memory_mb * MB)
-            for number in range(size)
-        ]
-        for slot in self._slots:
+        self.size = len(slots)
+        self._shared = shared
+        self._slots = slots
+        for slot in slots:
             slot.start()
 
     def submit(self, method: str, *args: Any, timeout_s: float, hang_s: float | None = None) -> Future[Any]:
@@ -140,13 +134,31 @@ class ProcessPool:
             task.fail(WorkerLostError("The server is stopping."))
         for slot in self._slots:
             slot.stop()
-        self._watcher.close()
 
     def _check_open(self) -> None:
         if self._shared.closing:
             raise PoolBrokenError(f"{self.name}: the server is stopping")
         if self._shared.broken:
             raise PoolBrokenError()
+
+
+class ProcessPool(SlotPool):
+    """`size` worker processes of this machine."""
+
+    def __init__(
+        self, *, name: str, size: int, spec: HandlerSpec, preload: tuple[str, ...] = (), memory_mb: int = 0
+    ) -> None:
+        shared, context = Shared(), _context(preload)
+        self._watcher = Watcher(name)
+        slots = [
+            ProcessSlot(f"{name}-{number}", shared, spec, context, self._watcher, memory_mb * MB)
+            for number in range(size)
+        ]
+        super().__init__(name, shared, slots)
+
+    def close(self, *, drain_s: float = 0.0) -> None:
+        super().close(drain_s=drain_s)
+        self._watcher.close()
 
 
 def _context(preload: tuple[str, ...]) -> ForkServerContext | SpawnContext:

@@ -12,25 +12,29 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from graph_features.errors import ModelError
 from graph_features.ray_cluster import adopt
 from serving.worker import Call, HandlerSpec, Reply, answer, settle
 
 LOADING = "load"
 """The method whose model a worker must have the files of."""
 
-Files = dict[str, dict[str, bytes]]
-"""By folder of the sender, the files in it by name."""
+Files = dict[str, bytes]
+"""Contents by file name."""
 
 
-def files_of(call: Call) -> Files:
-    """Return the files of the models that a call wants to be loaded: a worker on another machine has none of them."""
-    if call.method != LOADING:
-        return {}
-    folders = (Path(arg.path) for arg in call.args if _is_model(arg))
-    return {
-        str(folder): {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-        for folder in folders
-    }
+def folders_of(call: Call) -> list[str]:
+    """Return the folders of the models that a call wants to be loaded: a worker on another machine has none of them."""
+    return [arg.path for arg in call.args if _is_model(arg)] if call.method == LOADING else []
+
+
+def files_in(folder: str) -> Files:
+    """Return a model's files; raise ModelError when they cannot be read."""
+    try:
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+    except OSError as error:
+        reason = f"the files of the model in {folder} cannot be read: {error.strerror}; promote it again"
+        raise ModelError(reason) from None
 
 
 def _is_model(value: object) -> bool:
@@ -74,14 +78,14 @@ class RayWorker:
         threading.Event().wait()
 
 
-def _fetched(reference: Any) -> Mapping[str, bytes]:
+def _fetched(reference: Any) -> Files:
     import ray
 
-    files: Mapping[str, bytes] = ray.get(reference)
+    files: Files = ray.get(reference)
     return files
 
 
-def _kept(files: Mapping[str, bytes]) -> str:
+def _kept(files: Files) -> str:
     """Return the folder of this machine with exactly these files, written when first seen."""
     digest = hashlib.sha256()
     for name in sorted(files):

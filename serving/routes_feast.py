@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from graph_features.errors import InvalidInputError
 from graph_features.schema import ViewSchema
 from serving import openapi
-from serving.api import PushRequest, WriteToOnlineStoreRequest
+from serving.api_feast import PushRequest, WriteToOnlineStoreRequest
 from serving.auth import needs
 from serving.keys import Scope
 from serving.parse import decode, read_body

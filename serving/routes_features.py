@@ -12,15 +12,8 @@ from graph_features.contracts import MAX_ID_LENGTH
 from graph_features.errors import InvalidInputError
 from graph_features.schema import ENTITY_KEYS
 from serving import online, openapi, traces
-from serving.api import (
-    CatalogReply,
-    FeatureRow,
-    FeaturesReply,
-    FeatureVector,
-    OnlineFeaturesMetadata,
-    OnlineFeaturesReply,
-    OnlineFeaturesRequest,
-)
+from serving.api import CatalogReply, FeatureRow, FeaturesReply
+from serving.api_feast import FeatureVector, OnlineFeaturesMetadata, OnlineFeaturesReply, OnlineFeaturesRequest
 from serving.auth import needs
 from serving.keys import Scope
 from serving.parse import decode, read_body

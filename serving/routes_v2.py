@@ -9,7 +9,7 @@ import msgspec
 from fastapi import APIRouter, Path, Request, Response
 
 from serving import openapi
-from serving.api import (
+from serving.api_v2 import (
     InferReply,
     InferRequest,
     ModelMetadata,

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -107,23 +107,25 @@ class Services:
         """Begin to follow keys and model, to delete decisions past their retention, to take up jobs left behind."""
         # Stores that hang hold threads: what they have to do with must not wait for them.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="stores"))
-        self._tasks = [
-            asyncio.create_task(self.guard.follow()),
-            asyncio.create_task(self.follower.follow(self.settings.model_poll_s)),
-            asyncio.create_task(self._purge()),
-            asyncio.create_task(self._adopt()),
-        ]
+        works = {
+            "keys": self.guard.follow(),
+            "model": self.follower.follow(self.settings.model_poll_s),
+            "purge": self._purge(),
+            "jobs": self._adopt(),
+        }
         if self.shadow is not None:
-            self._tasks.append(asyncio.create_task(self.shadow.follower.follow(self.settings.model_poll_s)))
+            works["challenger"] = self.shadow.follower.follow(self.settings.model_poll_s)
+        self._tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
+        for task in self._tasks:
+            task.add_done_callback(_tell)
 
     async def stop(self) -> None:
         """Let what runs come to its end, in the order in which it depends on each other."""
         self.draining = True
         for task in self._tasks:
             task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        # One that has failed was told of when it did; it must not keep the rest from being closed.
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.background:
             await asyncio.wait(set(self.background), timeout=self.settings.drain_s)
         await asyncio.to_thread(self._close)
@@ -163,6 +165,12 @@ class Services:
             except RingfenceError as error:
                 log.warning("jobs not looked for", extra={"error": str(error)})
             await asyncio.sleep(ADOPT_EVERY_S)
+
+
+def _tell(task: asyncio.Task[None]) -> None:
+    """Log the end of a background task that should have gone on."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("background task failed", extra={"task": task.get_name()}, exc_info=error)
 
 
 BuildServices = Callable[[PlatformSettings, ServingSettings], AbstractAsyncContextManager[Services]]

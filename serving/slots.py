@@ -1,26 +1,18 @@
-"""One worker process and the thread that starts it, feeds it, watches it and replaces it."""
+"""A worker's task, and the thread that feeds a worker and replaces it: what processes and actors have in common."""
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import struct
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 from graph_features.errors import ModelError, RingfenceError, SchemaMismatchError, StoreUnavailableError
-from serving.memory import resident_bytes
-from serving.watch import Watcher
-from serving.worker import Call, HandlerSpec, Reply, worker_main
+from serving.worker import Call, Reply
 
 log = logging.getLogger("ringfence.serving.pool")
 
@@ -29,11 +21,6 @@ MAX_ATTEMPTS = 2
 
 _FAILURES_UNTIL_BROKEN = 5
 _LONGEST_BACKOFF_S = 5.0
-_MEMORY_CHECK_S = 0.5
-_FAR_ABOVE = 2
-"""A worker so many times above its limit is ended at work: it would take the machine with it."""
-
-_PIPE_TIMEOUT_S = 5
 START_TIMEOUT_S = 180.0
 _REBUILT = {error.__name__: error for error in (StoreUnavailableError, SchemaMismatchError, ModelError)}
 
@@ -124,38 +111,28 @@ class Shared:
         return self.alive == 0 and self.failures >= _FAILURES_UNTIL_BROKEN
 
 
-class Slot(threading.Thread):
-    """Keeps one worker process alive and hands it one task after the other."""
+class Slot(threading.Thread, ABC):
+    """Keeps one worker alive and hands it one task after the other; where it works is for the subclasses to say."""
 
-    def __init__(
-        self,
-        name: str,
-        shared: Shared,
-        spec: HandlerSpec,
-        context: ForkServerContext | SpawnContext,
-        watcher: Watcher,
-        memory_limit: int,
-    ) -> None:
+    def __init__(self, name: str, shared: Shared) -> None:
         super().__init__(name=name, daemon=True)
         self.inbox: deque[Task] = deque()
         self.pid: int | None = None
         self.busy = False
         self._shared = shared
-        self._spec = spec
-        self._context = context
-        self._watcher = watcher
-        self._memory_limit = memory_limit
-        self._process: BaseProcess | None = None
-        self._pipe: Connection | None = None
 
     def run(self) -> None:
         while not self._shared.closing:
-            if not self._ensure_process():
+            if not self._ensure_worker():
                 continue
             task = self._next_task()
-            if task is not None:
-                self._run_task(task)
-        self._end_process(kill=False)
+            if task is not None and task.start():
+                self.busy = True
+                try:
+                    self._run_task(task)
+                finally:
+                    self.busy = False
+        self._end_worker(kill=False)
 
     def stop(self) -> None:
         """Wait for the thread, ending a worker that does not come to an end by itself."""
@@ -164,101 +141,48 @@ class Slot(threading.Thread):
             self._kill()
             self.join(timeout=2.0)
 
-    def _ensure_process(self) -> bool:
+    @abstractmethod
+    def _ensure_worker(self) -> bool:
         """Whether a worker is up, started now if need be."""
-        if self._process is not None:
-            if self._process.is_alive():
-                return True
-            self._lost("worker died while idle", failed=False)
-        if self._shared.failures:
-            self._back_off()
-        try:
-            self._start_process()
-        except (OSError, EOFError, PoolBrokenError, TaskTimeoutError) as error:
-            self._lost(f"worker did not start: {error}")
-            return False
-        return True
 
-    def _start_process(self) -> None:
-        ours, theirs = self._context.Pipe()
-        _limit_blocking(ours)
-        process = self._context.Process(target=worker_main, args=(theirs, self._spec), name=self.name, daemon=True)
-        process.start()
-        theirs.close()
-        self._process, self._pipe = process, ours
-        _built(ours, self._receive(time.monotonic() + START_TIMEOUT_S))
-        for call in list(self._shared.setup.values()):
-            ours.send(call)
-            _built(ours, self._receive(time.monotonic() + START_TIMEOUT_S))
+    @abstractmethod
+    def _next_task(self) -> Task | None:
+        """The next task; None when there is none to begin now: see whether the worker is up, or the pool closes."""
+
+    @abstractmethod
+    def _run_task(self, task: Task) -> None:
+        """Have a task that was started done, and finish it, fail it or put it back."""
+
+    @abstractmethod
+    def _end_worker(self, *, kill: bool) -> None:
+        """Let the worker end, or end it, and count it no more."""
+
+    @abstractmethod
+    def _kill(self) -> None:
+        """End the worker, whatever it does."""
+
+    def _take(self) -> Task | None:
+        """The next task, this worker's own first; to be called under the lock."""
+        if self.inbox:
+            return self.inbox.popleft()
+        return self._shared.queue.popleft() if self._shared.queue else None
+
+    def _up(self, pid: int | None) -> None:
         with self._shared.changed:
-            self.pid = process.pid
+            self.pid = pid
             self._shared.alive += 1
-        self._watcher.watch(process.sentinel, partial(self._ended, process))
-        log.info("worker started", extra={"worker": self.name, "worker_pid": process.pid})
+        log.info("worker started", extra={"worker": self.name, "worker_pid": pid})
 
-    def _ended(self, process: BaseProcess) -> None:
-        """The watcher saw this process end: it counts no more, and the slot's thread wakes to replace it."""
+    def _down(self) -> None:
         with self._shared.changed:
-            if process is self._process and self.pid is not None:
+            if self.pid is not None:
                 self.pid = None
                 self._shared.alive -= 1
-            self._shared.changed.notify_all()
 
-    def _next_task(self) -> Task | None:
-        """The next task; None when there is none because the worker has ended or the pool closes."""
-        with self._shared.changed:
-            self._shared.changed.wait_for(
-                lambda: self.inbox or self._shared.queue or self._shared.closing or self.pid is None
-            )
-            if self._shared.closing or self.pid is None:
-                return None
-            if self.inbox:
-                return self.inbox.popleft()
-            return self._shared.queue.popleft() if self._shared.queue else None
-
-    def _run_task(self, task: Task) -> None:
-        assert self._pipe is not None
-        if not task.start():
-            return
-        self.busy = True
-        try:
-            self._pipe.send(task.call)
-            reply = self._receive(task.give_up, watched=True)
-        except (OSError, EOFError):
-            self._lost("worker died at work")
-            self._retry(task, WorkerLostError())
-        except TaskTimeoutError as error:
-            self._kill()
-            self._lost("worker hung")
-            self._retry(task, error)
-        except WorkerTooLargeError as error:
-            self._kill()
-            self._lost("worker far above its memory limit")
-            self._retry(task, error)
-        else:
-            self._worked()
-            task.finish(reply)
-            self._replace_if_large()
-        finally:
-            self.busy = False
-
-    def _receive(self, deadline: float, *, watched: bool = False) -> Reply:
-        assert self._pipe is not None
-        while not self._pipe.poll(max(0.0, min(_MEMORY_CHECK_S, deadline - time.monotonic()))):
-            if time.monotonic() >= deadline:
-                raise TaskTimeoutError
-            if watched and self._memory_limit and self._memory() > _FAR_ABOVE * self._memory_limit:
-                raise WorkerTooLargeError
-        reply: Reply = self._pipe.recv()
-        return reply
-
-    def _memory(self) -> int:
-        return 0 if self.pid is None else resident_bytes(self.pid)
-
-    def _replace_if_large(self) -> None:
-        """Between tasks: a worker that has leaked up to its limit is replaced."""
-        if self._memory_limit and self._memory() > self._memory_limit:
-            self._lost("worker above its memory limit", failed=False)
+    def _worked(self) -> None:
+        if self._shared.failures:
+            with self._shared.changed:
+                self._shared.failures = 0
 
     def _retry(self, task: Task, error: RingfenceError) -> None:
         with self._shared.changed:
@@ -270,14 +194,14 @@ class Slot(threading.Thread):
         if not again:
             task.fail(error)
 
-    def _worked(self) -> None:
-        if self._shared.failures:
-            with self._shared.changed:
-                self._shared.failures = 0
+    def _worker_pid(self) -> int | None:
+        """The process to name in the log when it is lost."""
+        return self.pid
 
     def _lost(self, reason: str, *, failed: bool = True) -> None:
-        pid = self._process.pid if self._process is not None else None
-        self._end_process(kill=True)
+        """Count a worker as lost and end what is left of it; where the pool is broken now, whoever waits is told."""
+        pid = self._worker_pid()
+        self._end_worker(kill=True)
         with self._shared.changed:
             self._shared.failures += failed
             self._shared.restarts += 1
@@ -293,37 +217,3 @@ class Slot(threading.Thread):
         wait_s = min(_LONGEST_BACKOFF_S, 0.02 * 2 ** min(self._shared.failures, 10))
         with self._shared.changed:
             self._shared.changed.wait_for(lambda: self._shared.closing, wait_s)
-
-    def _end_process(self, *, kill: bool) -> None:
-        with self._shared.changed:
-            if self.pid is not None:
-                self.pid = None
-                self._shared.alive -= 1
-        if self._pipe is not None:
-            self._pipe.close()
-        if self._process is not None:
-            if kill:
-                self._kill()
-            self._process.join(timeout=2.0)
-            self._kill()
-            self._process.join(timeout=2.0)
-        self._process = self._pipe = None
-
-    def _kill(self) -> None:
-        process = self._process
-        if process is not None and process.is_alive():
-            process.kill()
-
-
-def _limit_blocking(pipe: Connection) -> None:
-    """A stopped worker neither reads nor writes: reads and writes on its pipe fail after a while instead of waiting."""
-    limit = struct.pack("ll", _PIPE_TIMEOUT_S, 0)
-    with socket.socket(fileno=os.dup(pipe.fileno())) as duplicate:
-        duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-
-
-def _built(pipe: Connection, reply: Reply) -> None:
-    if reply.error_type:
-        pipe.close()
-        raise PoolBrokenError(f"{reply.error_type}: {reply.error_message}")

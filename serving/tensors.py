@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 
 from graph_features.errors import InvalidInputError
-from serving.api import InferOutput, InferRequest, InferTensor, Score, Transaction
+from serving.api import Score, Transaction
+from serving.api_v2 import InferOutput, InferRequest, InferTensor
 from serving.parse import decode
 from serving.problems import TooLargeError
 

@@ -14,7 +14,7 @@ from graph_features.settings import PlatformSettings, TrainingSettings, load
 from training.bundle import Bundle
 from training.dataset import Dataset
 from training.evaluate import Evaluation, Protocol, evaluate, unknown
-from training.history import open_history
+from training.history import History, open_history
 from training.progress import Progress, no_progress
 from training.registry import CHAMPION, Registry
 
@@ -66,26 +66,10 @@ def evaluate_model(
     or no labelled payment.
     """
     settings = settings or load(TrainingSettings)
-    registry = Registry.open(platform.home)
     name = settings.model_name
-    if version is None:
-        version, folder = registry.resolve(name, alias)
-    else:
-        folder = registry.download(name, version)
-    bundle = Bundle.load(folder)
+    version, bundle = registered(platform, name, version, alias)
     with open_history(platform, settings) as history:
-        dataset = history.read(
-            bundle.info.inputs,
-            start_ms=to_ms(test_from),
-            end_ms=to_ms(test_to),
-            label_cut_ms=MAX_EVENT_MS if label_cut is None else to_ms(label_cut),
-            name="evaluation period",
-            progress=progress,
-        )
-        if protocol == "handbook":
-            window = bundle.info.window
-            keep = unknown(dataset, history.records, train_from_ms=window["train_from"], train_to_ms=window["train_to"])
-            dataset = dataset.take(np.flatnonzero(keep))
+        dataset = evaluation_period(history, bundle, test_from, test_to, label_cut, protocol, progress)
     score = bundle.score(dataset.tuples)
     result = evaluate(dataset, score, threshold=bundle.info.threshold)
     return Assessment(
@@ -97,3 +81,38 @@ def evaluate_model(
         score=score,
         threshold=bundle.info.threshold,
     )
+
+
+def registered(platform: PlatformSettings, name: str, version: str | None, alias: str) -> tuple[str, Bundle]:
+    """Return a version, the one behind `alias` where none is named, and its bundle; raise ModelError."""
+    registry = Registry.open(platform.home)
+    if version is None:
+        version, folder = registry.resolve(name, alias)
+    else:
+        folder = registry.download(name, version)
+    return version, Bundle.load(folder)
+
+
+def evaluation_period(
+    history: History,
+    bundle: Bundle,
+    test_from: datetime,
+    test_to: datetime,
+    label_cut: datetime | None,
+    protocol: Protocol,
+    progress: Progress,
+) -> Dataset:
+    """Return the payments of [test_from, test_to) that the protocol keeps for this model, labels as of the cut."""
+    dataset = history.read(
+        bundle.info.inputs,
+        start_ms=to_ms(test_from),
+        end_ms=to_ms(test_to),
+        label_cut_ms=MAX_EVENT_MS if label_cut is None else to_ms(label_cut),
+        name="evaluation period",
+        progress=progress,
+    )
+    if protocol == "handbook":
+        window = bundle.info.window
+        keep = unknown(dataset, history.records, train_from_ms=window["train_from"], train_to_ms=window["train_to"])
+        dataset = dataset.take(np.flatnonzero(keep))
+    return dataset

@@ -21,7 +21,7 @@ from training.bundle import Bundle, BundleInfo
 from training.calibrate import carry_over, platt, sigmoid
 from training.checkpoint import Checkpoint
 from training.dataset import Dataset
-from training.evaluate import Evaluation
+from training.evaluate import Evaluation, evaluate
 from training.metrics import budget_threshold
 from training.periods import Periods
 from training.progress import Progress
@@ -67,29 +67,18 @@ def make_candidate(
     from training.fit import hidden, logits
     from training.team import fit_by_workers
 
-    train = known.between(periods.train_from, periods.validation_from)
-    validation = known.between(periods.validation_from, periods.train_to)
-    if not validation.is_fraud.any():
-        raise ModelError(
-            f"no known fraud from {from_ms(periods.validation_from)} to {from_ms(periods.train_to)} to validate on: "
-            "move validation_from, or choose a longer training period"
-        )
+    train, validation = _split(known, periods)
     rows, held_out_rows = (train.tuples, train.is_fraud), (validation.tuples, validation.is_fraud)
     kept = _checkpoints(checkpoints, settings)
     fitted = fit_by_workers(rows, held_out_rows, settings, spec=spec, checkpoint=kept.get("fit"), progress=progress)
+    best, epochs, device = fitted.best_epoch, fitted.epochs, fitted.device
     held_out = logits(fitted.model, validation.tuples)
     scale, shift = platt(held_out, validation.is_fraud)
-    curves = {
-        "loss": [epoch.loss for epoch in fitted.epochs],
-        "validation_average_precision": [epoch.validation_ap for epoch in fitted.epochs],
-    }
-    best = fitted.best_epoch
     if settings.refit:
         # The last days before the model goes live are the ones most like what it will see: they must not go unused.
         everything = (known.tuples, known.is_fraud)
-        again_from = kept.get("refit")
         fitted = fit_by_workers(
-            everything, None, settings, spec=spec, epochs=best, checkpoint=again_from, progress=progress
+            everything, None, settings, spec=spec, epochs=best, checkpoint=kept.get("refit"), progress=progress
         )
         genuine = ~validation.is_fraud
         again = logits(fitted.model, validation.tuples)[genuine]
@@ -107,15 +96,34 @@ def make_candidate(
         settings=settings.model_dump(mode="json"),
     )
     progress(0.0, None, "exporting")
-    sample = np.linspace(0, len(known) - 1, min(EXPORT_SAMPLE, len(known))).astype(np.int64)
     return Candidate(
-        bundle=write_bundle(scratch / "bundle", fitted.model, info, known.tuples.take(np.unique(sample))),
-        curves=curves,
+        bundle=write_bundle(scratch / "bundle", fitted.model, info, _sample(known)),
+        curves={
+            "loss": [epoch.loss for epoch in epochs],
+            "validation_average_precision": [epoch.validation_ap for epoch in epochs],
+        },
         best_epoch=best,
-        validation_average_precision=curves["validation_average_precision"][best - 1],
-        device=fitted.device,
+        validation_average_precision=epochs[best - 1].validation_ap,
+        device=device,
         hidden=partial(hidden, fitted.model),
     )
+
+
+def _split(known: Dataset, periods: Periods) -> tuple[Dataset, Dataset]:
+    """Training and validation rows; raise ModelError without a fraud among the latter."""
+    train = known.between(periods.train_from, periods.validation_from)
+    validation = known.between(periods.validation_from, periods.train_to)
+    if not validation.is_fraud.any():
+        raise ModelError(
+            f"no known fraud from {from_ms(periods.validation_from)} to {from_ms(periods.train_to)} to validate on: "
+            "move validation_from, or choose a longer training period"
+        )
+    return train, validation
+
+
+def _sample(known: Dataset) -> InputTuples:
+    rows = np.linspace(0, len(known) - 1, min(EXPORT_SAMPLE, len(known))).astype(np.int64)
+    return known.tuples.take(np.unique(rows))
 
 
 def _checkpoints(folder: Path | None, settings: TrainingSettings) -> dict[str, Checkpoint]:
@@ -125,11 +133,14 @@ def _checkpoints(folder: Path | None, settings: TrainingSettings) -> dict[str, C
     return {name: Checkpoint(path=folder / f"{name}.pt", key=key) for name in ("fit", "refit")}
 
 
-def with_metrics(bundle: Bundle, result: Evaluation) -> Bundle:
-    """Write the test figures into the bundle's own description."""
-    info = replace(bundle.info, metrics=result.figures())
-    info.save(bundle.path)
-    return Bundle.load(bundle.path)
+def tested(candidate: Candidate, test: Dataset | None) -> tuple[Candidate, Evaluation | None]:
+    """Measure on the test period and write the figures into the bundle's own description; without one, do nothing."""
+    if test is None:
+        return candidate, None
+    bundle = candidate.bundle
+    result = evaluate(test, bundle.score(test.tuples), threshold=bundle.info.threshold)
+    replace(bundle.info, metrics=result.figures()).save(bundle.path)
+    return replace(candidate, bundle=Bundle.load(bundle.path)), result
 
 
 def _threshold(score: npt.NDArray[np.float64], validation: Dataset, settings: TrainingSettings) -> float:

@@ -60,11 +60,15 @@ class DatasetCache:
     def get(self, key: DatasetKey, parts: Iterable[Dataset]) -> DatasetFile:
         """Return the file of `key`, written from `parts` unless it is there; a killed writer leaves nothing.
 
-        Raises ModelError when there are no payments.
+        Raises ModelError when there are no payments, or another process writes for longer than LOCK_WAIT_S.
         """
         target = self._folder / key.name()
         self._folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(self._folder / "lock", wait_s=LOCK_WAIT_S):
+        with file_lock(self._folder / "lock", wait_s=LOCK_WAIT_S) as held:
+            if not held:
+                raise ModelError(
+                    f"another process has held {self._folder} for {LOCK_WAIT_S / 3_600:.0f} hours: end it, try again"
+                )
             if not (target / ABOUT_FILE).is_file():
                 draft = target.with_suffix(".draft")
                 for left in (draft, target):

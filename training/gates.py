@@ -83,7 +83,7 @@ class Comparison:
     """A challenger's figures on `payments` with `frauds` known, and the champion's on the same ones, if there is one.
 
     `score_shift` is the mean absolute difference of their scores. `gain_interval` holds the 5th and 95th percentile of
-    what the challenger gains in AP, over resamples of the window's days and senders.
+    what the challenger gains in AP, over resamples of the window's senders.
     """
 
     payments: int

@@ -22,11 +22,11 @@ from graph_features.embeddings import EMBEDDING_VIEWS, EncoderRef
 from graph_features.input_spec import InputSpec
 from graph_features.settings import FeatureSettings, PlatformSettings, TrainingSettings, load
 from graph_features.tuples import AccountInputs, InputTuples
-from training.candidate import make_candidate, with_metrics
+from training.candidate import make_candidate, tested
 from training.dataset import Dataset
 from training.embed import free_slot, store_embeddings
 from training.encoder import ENCODER_ONNX, ENCODER_PT2, ENCODER_SPEC, Encoder
-from training.evaluate import Protocol, evaluate
+from training.evaluate import Protocol
 from training.history import current_spec, open_history
 from training.keep import store_candidate
 from training.periods import Periods
@@ -91,10 +91,7 @@ def train_head(
         candidate = make_candidate(known, periods, spec, settings, scratch, progress)
         for name in (ENCODER_ONNX, ENCODER_PT2, ENCODER_SPEC):
             shutil.copy(scratch / name, candidate.bundle.path / name)
-        result = None
-        if test is not None:
-            result = evaluate(test, candidate.bundle.score(test.tuples), threshold=candidate.bundle.info.threshold)
-            candidate = replace(candidate, bundle=with_metrics(candidate.bundle, result))
+        candidate, result = tested(candidate, test)
         run_id, version, path = store_candidate(platform, candidate, known, test, periods, settings, register, scratch)
     if version is not None:
         tags = {"ringfence.encoder": f"{encoder.info.id:x}", "ringfence.embeddings": slot.name}

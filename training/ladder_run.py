@@ -8,12 +8,12 @@ from datetime import datetime
 
 import numpy as np
 
-from graph_features.clock import MAX_EVENT_MS, to_ms
 from graph_features.settings import PlatformSettings, TrainingSettings, load
+from training.assess import evaluation_period, registered
 from training.bundle import Bundle
 from training.dataset import Dataset
-from training.evaluate import Evaluation, Protocol, evaluate, unknown
-from training.history import open_history
+from training.evaluate import Evaluation, Protocol, evaluate
+from training.history import History, open_history
 from training.ladder import RUNGS, Workshop, climb, probability
 from training.metrics import budget_threshold
 from training.progress import Progress, no_progress
@@ -57,14 +57,11 @@ def evaluate_ladder(
     it can be. Raises ModelError when there is no such model or no labelled payment.
     """
     settings = settings or load(TrainingSettings)
-    registry = Registry.open(platform.home)
     name = settings.model_name
-    if version is None:
-        version, folder = registry.resolve(name, alias)
-    else:
-        folder = registry.download(name, version)
-    bundle = Bundle.load(folder)
-    known, test = _read(platform, bundle, settings, test_from, test_to, label_cut, protocol, progress)
+    version, bundle = registered(platform, name, version, alias)
+    with open_history(platform, settings) as history:
+        known = _training_period(history, bundle, progress)
+        test = evaluation_period(history, bundle, test_from, test_to, label_cut, protocol, progress)
     shop = Workshop(
         spec=bundle.info.inputs,
         known=known,
@@ -75,7 +72,7 @@ def evaluate_ladder(
     for at, (rung, score) in enumerate(climb(shop, test), start=1):
         progress(float(at), float(len(RUNGS)), rung)
         results[rung] = _measure(test, probability(score), settings)
-    run_id = registry.log_figures(
+    run_id = Registry.open(platform.home).log_figures(
         experiment=settings.experiment,
         run_name=f"ladder of {name} {version}",
         parameters={"version": version, "test_from": test_from.isoformat(), "test_to": test_to.isoformat()},
@@ -87,39 +84,16 @@ def evaluate_ladder(
     )
 
 
-def _read(
-    platform: PlatformSettings,
-    bundle: Bundle,
-    settings: TrainingSettings,
-    test_from: datetime,
-    test_to: datetime,
-    label_cut: datetime | None,
-    protocol: Protocol,
-    progress: Progress,
-) -> tuple[Dataset, Dataset]:
-    """The version's training payments, and the test payments that the protocol keeps."""
-    window, spec = bundle.info.window, bundle.info.inputs
-    with open_history(platform, settings) as history:
-        known = history.read(
-            spec,
-            start_ms=window["train_from"],
-            end_ms=window["train_to"],
-            label_cut_ms=window["label_cut"],
-            name="training period",
-            progress=progress,
-        )
-        test = history.read(
-            spec,
-            start_ms=to_ms(test_from),
-            end_ms=to_ms(test_to),
-            label_cut_ms=MAX_EVENT_MS if label_cut is None else to_ms(label_cut),
-            name="evaluation period",
-            progress=progress,
-        )
-        if protocol == "handbook":
-            keep = unknown(test, history.records, train_from_ms=window["train_from"], train_to_ms=window["train_to"])
-            test = test.take(np.flatnonzero(keep))
-    return known, test
+def _training_period(history: History, bundle: Bundle, progress: Progress) -> Dataset:
+    window = bundle.info.window
+    return history.read(
+        bundle.info.inputs,
+        start_ms=window["train_from"],
+        end_ms=window["train_to"],
+        label_cut_ms=window["label_cut"],
+        name="training period",
+        progress=progress,
+    )
 
 
 def _measure(

@@ -18,10 +18,10 @@ from graph_features.clock import MAX_EVENT_MS
 from graph_features.input_spec import InputSpec
 from graph_features.settings import PlatformSettings, TrainingSettings, load
 from training.bundle import Bundle
-from training.candidate import Candidate, make_candidate, with_metrics
+from training.candidate import Candidate, make_candidate, tested
 from training.checkpoint import checkpoint_folder
 from training.dataset import Dataset
-from training.evaluate import Evaluation, Protocol, evaluate, unknown
+from training.evaluate import Evaluation, Protocol, unknown
 from training.history import current_spec, open_history
 from training.keep import store_candidate
 from training.periods import Periods
@@ -108,8 +108,9 @@ def train_model(
     labels are those known by now. The same data, settings and seed give the same model on a CPU. Raises ModelError when
     a period is empty or holds no fraud to learn from. An interrupted call registers nothing; the same call goes on
     where the last epoch ended. With `reuse`, a version that was trained on exactly this (records, features, periods,
-    settings) is returned in place of a new one. With `search_minutes` settings are looked for first, for so long, on
-    folds of the training period. `scenarios` (see training.scenarios) adds figures per scenario of the test's frauds.
+    settings, search) is returned in place of a new one. With `search_minutes` settings are looked for first, for so
+    long, on folds of the training period. `scenarios` (see training.scenarios) adds figures per scenario of the test's
+    frauds.
     """
     settings = settings or load(TrainingSettings)
     if seed is not None:
@@ -124,7 +125,7 @@ def train_model(
         settings=settings,
     )
     spec = current_spec(settings)
-    fingerprint = _fingerprint(platform, spec, periods, settings, protocol)
+    fingerprint = _fingerprint(platform, spec, periods, settings, protocol, search_minutes)
     if reuse and (earlier := _trained_before(platform, fingerprint, periods, settings)) is not None:
         return earlier
     known, test = read_periods(platform, spec, periods, protocol, settings, progress)
@@ -143,10 +144,7 @@ def train_model(
         candidate = make_candidate(known, periods, spec, settings, Path(scratch), progress, checkpoints=left)
         trials = () if searched is None else searched.trials
         candidate = replace(candidate, trials=trials, scenarios=scenarios)
-        result = None
-        if test is not None:
-            result = evaluate(test, candidate.bundle.score(test.tuples), threshold=candidate.bundle.info.threshold)
-            candidate = replace(candidate, bundle=with_metrics(candidate.bundle, result))
+        candidate, result = tested(candidate, test)
         progress(0.0, None, "registering")
         run_id, version, path = store_candidate(
             platform, candidate, known, test, periods, settings, register, Path(scratch)
@@ -159,15 +157,22 @@ def train_model(
 
 
 def _fingerprint(
-    platform: PlatformSettings, spec: InputSpec, periods: Periods, settings: TrainingSettings, protocol: Protocol
+    platform: PlatformSettings,
+    spec: InputSpec,
+    periods: Periods,
+    settings: TrainingSettings,
+    protocol: Protocol,
+    search_minutes: float | None,
 ) -> str:
-    """What decides how a model comes out: the records, the features, the periods and the settings."""
+    """What decides how a model comes out: the records, the features, the periods, the settings, and a search if any."""
     records = open_records(platform)
     try:
         max_seq = records.max_seq()
     finally:
         records.close()
     parts = [max_seq, spec.to_json(), periods.to_json(), settings.model_dump(mode="json"), protocol]
+    if search_minutes is not None:
+        parts.append(search_minutes)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -65,6 +65,14 @@ def unusual_before(edges: EdgeTable, side: Side) -> Int64:
     )
 
 
+def unusual_ms(edges: EdgeTable, side: Side) -> Int64:
+    """Return when each of the unusual entries was tried, in the timeline's order."""
+    return edges.memo(
+        ("unusual_ms", side),
+        lambda: np.asarray(timeline(edges, side).ts_ms[unusual_amounts(edges, side)], np.int64),
+    )
+
+
 def unusual_edges(edges: EdgeTable, side: Side) -> Flags:
     """Return the same per payment of the table: unusual for its sender, or for its receiver."""
 

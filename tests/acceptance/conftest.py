@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,64 +17,6 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).parents[2]
-
-# A network with random weights over the real catalogue: what is tested is serving, not what the model has learnt.
-MAKE_MODEL = """
-import sys
-from pathlib import Path
-
-import numpy as np
-import torch
-
-from graph_features.settings import PlatformSettings, TrainingSettings, load
-from graph_features.tuples import TransactionColumns, TupleBlocks, build_tuples
-from training.bundle import BundleInfo
-from training.export import write_bundle
-from training.history import current_spec
-from training.model import FraudGnn, ModelConfig
-from training.registry import CHAMPION, Registry
-
-seed, scratch = int(sys.argv[1]), Path(sys.argv[2])
-home = load(PlatformSettings).home
-spec = current_spec(TrainingSettings())
-payments = TransactionColumns.from_mapping(
-    {
-        "event_timestamp": np.array([1_700_000_000_000, 1_700_000_001_000]),
-        "sender_id": ["a", "b"],
-        "receiver_id": ["b", "c"],
-        "amount_base": np.array([1000, 2000]),
-    }
-)
-blocks = TupleBlocks.from_packed(spec, [[None] * 4 for _ in spec.views])
-sample = build_tuples(spec, payments, blocks)
-torch.manual_seed(seed)
-config = ModelConfig(
-    account_features=len(spec.account),
-    transaction_features=len(spec.transaction_names),
-    neighbour_features=len(spec.neighbour_names),
-    account_nulls=0,
-    transaction_nulls=0,
-    neighbour_nulls=0,
-    neighbours=spec.neighbours,
-    hidden=8,
-)
-info = BundleInfo(
-    inputs=spec,
-    model=config.to_json(),
-    threshold=0.5,
-    calibration={"scale": 1.0, "shift": 0.0},
-    git_revision="",
-    seed=seed,
-)
-bundle = write_bundle(scratch / "bundle", FraudGnn(config), info, sample)
-registry = Registry.open(home)
-_, version = registry.log(
-    bundle, experiment="ringfence", name="ringfence", parameters={}, metrics={}, history={}, plots={}
-)
-if sys.argv[3] == "champion":
-    registry.set_alias("ringfence", CHAMPION, version)
-print(version)
-"""
 
 
 @dataclass
@@ -124,8 +65,8 @@ class Server:
 
     def promote(self, seed: int, *, alias: str = "champion") -> str:
         """Make a model and point the alias at it if it is to be champion; return its version."""
-        scratch = str(self.home / f"scratch-{seed}")
-        done = self.run("-c", textwrap.dedent(MAKE_MODEL), str(seed), scratch, alias)
+        # Random weights over the real catalogue: what is tested is serving, not what the model has learnt.
+        done = self.run("-m", "bench.serving_model", str(seed), alias)
         assert done.returncode == 0, done.stderr[-4_000:]
         return done.stdout.split()[-1]
 
@@ -172,6 +113,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             "RINGFENCE_SERVING_OVERLOAD_MS": "60000",
             "RINGFENCE_SERVING_REFRESH_TIMEOUT_MS": "110000",
             "RINGFENCE_SERVING_DRAIN_S": "60",
+            "RINGFENCE_TRAIN_HIDDEN": "8",  # of the models that `promote` makes
             "OMP_NUM_THREADS": "1",
             **variables,
         }

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from bench.scale_cluster import node_ports, patience
 from graph_features.settings import ExecutorKind, ExecutorSettings
 
 ROOT = Path(__file__).parents[2]
 STORE_BYTES = 80 << 20
-START_LIMIT_S = 180.0
 NOTICE_DEATH = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -46,44 +43,12 @@ class TestCluster:
         """Have so many nodes that work."""
         with patience():
             while len(self.nodes) < nodes:
-                node = self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=STORE_BYTES, **ports())
+                node = self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=STORE_BYTES, **node_ports())
                 self.nodes.append(node)
 
     def kill(self) -> None:
         """Kill a node with all that runs on it, as a machine that loses its power."""
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
-
-
-def ports() -> dict[str, int]:
-    """Free ports for a node's agents: a node ends when they have not told theirs within fifteen seconds."""
-    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
-        return {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
-
-
-@contextmanager
-def patience() -> Iterator[None]:
-    """Ray gives a node half a minute to say that it is there, which a busy machine may exceed: wait for it here."""
-    from ray._private import services
-
-    look = services.get_node
-
-    def wait(*args: Any) -> Any:
-        limit = time.monotonic() + START_LIMIT_S
-        while True:
-            try:
-                return look(*args)
-            except RuntimeError:
-                if time.monotonic() > limit:
-                    raise
-                time.sleep(0.1)
-
-    services.get_node = wait
-    try:
-        yield
-    finally:
-        services.get_node = look
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +65,7 @@ def ray_cluster() -> Iterator[TestCluster]:
         "object_store_memory": STORE_BYTES,
         "include_dashboard": False,
         "_system_config": NOTICE_DEATH,
-        **ports(),
+        **node_ports(),
     }
     with patience():
         made = TestCluster(cluster=Cluster(initialize_head=True, head_node_args=head))

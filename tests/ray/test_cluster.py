@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from graph_features.catalog import catalog
 from graph_features.contracts import LABEL_SCHEMA, STATUS_SCHEMA, TRANSACTION_SCHEMA
 from graph_features.drivers.batch import event_rows, event_rows_by
+from graph_features.errors import ModelError
 from graph_features.executor import open_executor
 from graph_features.jobs.kinds import feature_kinds
 from graph_features.jobs.ledger import open_ledger
@@ -269,6 +271,10 @@ def test_a_node_dies_amid_a_stream_of_predictions(nodes: Any, small_world: Modul
                 assert future.result(timeout=90) == small_world.FEATURE_HASH
             pool.on_start("load", model)
             assert ask(pool, "score", model, shard).score.tolist() == scores
+        gone = replace(models[0], path=str(tmp_path / "gone"))  # costs the call, and no worker's thread
+        for future in pool.everywhere("load", gone, timeout_s=60):
+            with pytest.raises(ModelError, match="promote it again"):
+                future.result(timeout=90)
         stream = [pool.submit("score", models[1], shard, timeout_s=60) for _ in range(400)]
         until(lambda: sum(future.done() for future in stream) > 20)
         nodes.kill()

@@ -91,6 +91,13 @@ def test_files_are_made_once_and_complete(stories: Any, tmp_path: Path) -> None:
     assert sorted(path.name for path in files.folder.iterdir()) == sorted(
         f"{kind}-{n}" for kind in ("edges", "standings") for n in range(3)
     )
+    # A long job's files are in use for as long as someone prepares for it.
+    os.utime(files.folder, (0, 0))
+    files.prepare(store, before_ms=NEVER_MS, max_seq=50)  # type: ignore[arg-type]
+    other = PartitionedEdges(folder=tmp_path / "other-3", partitions=3)
+    other.prepare(store, before_ms=NEVER_MS, max_seq=50)  # type: ignore[arg-type]
+    assert files.folder.exists()
+    other.discard()
     files.discard()
     broken = PartitionedEdges(folder=tmp_path / "job-2", partitions=2)
     with pytest.raises(AttributeError):

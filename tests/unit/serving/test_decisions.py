@@ -104,3 +104,16 @@ def test_bad_batch_does_not_take_others_along(log: DecisionLog) -> None:
     failed = [future.exception(timeout=30) is not None for future in futures]
     assert failed == bad
     assert [bool(log.find(f"t{at}")) for at in range(60)] == [not wrong for wrong in bad]
+
+
+def test_every_decision_is_read_once_whatever_order_they_are_stored_in(log: DecisionLog) -> None:
+    """What was decided early and stored late must not make a reader pass over what was too new for it the last time."""
+    for one, scored_at_ms in (("early", 1_000), ("new", 5_000), ("late", 2_000), ("newest", 9_000)):
+        log.write([record(one, scored_at_ms=scored_at_ms)]).result(timeout=10)
+    had: list[list[str]] = []
+    for until_ms in (3_000, 6_000, 10_000):
+        found = log.unlogged("reader", until_ms=until_ms, limit=100)
+        had.append([row["transaction_id"] for row in found])
+        log.logged("reader", up_to=found[-1]["id"])
+    assert had == [["early"], ["new", "late"], ["newest"]]
+    assert log.unlogged("reader", until_ms=10_000, limit=100) == []

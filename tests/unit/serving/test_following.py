@@ -108,6 +108,20 @@ def test_start_without_registry_serves_the_last_good_model(
     assert in_use(follower) == "2"
 
 
+def test_model_that_cannot_be_remembered_serves(
+    make: Make, registry: Registry, model_folder: Path, tmp_path: Path, tiny: SimpleNamespace
+) -> None:
+    """A disk that takes no note of the model in use must not keep it from use, nor end the following."""
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    follower = make(last_good=LastGood(in_the_way, "ringfence", "champion"))
+    registry.answer = ("1", model_folder)
+    assert step(follower)
+    registry.answer = ("2", tiny.write_model(tmp_path / "2"))
+    assert step(follower)
+    assert in_use(follower) == "2"
+
+
 def test_registry_that_hangs_is_asked_once(make: Make, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look-up that does not end must not pile up threads; what it says in the end counts."""
     release, asked, follower = threading.Event(), [], make()

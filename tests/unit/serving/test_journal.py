@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -129,6 +130,47 @@ def test_what_a_dead_server_left_is_taken_over(make: Make, tmp_path: Path) -> No
     assert list((tmp_path / "decisions").iterdir()) == []
 
 
+def test_of_two_servers_one_takes_over(make: Make, tmp_path: Path) -> None:
+    """Two that start beside what a dead one left must not both store it: the second would wait for it for ever."""
+    dead = tmp_path / "decisions" / "dead"
+    dead.mkdir(parents=True)
+    frame = journal._framed(b"R" + journal.msgspec.msgpack.encode(records("kept")))
+    (dead / "00000000000000000001-ab.journal").write_bytes(frame)
+    one, shipper = make()
+    shipper.away.set()
+    two, _ = make()
+    assert (one.backlog_bytes, two.backlog_bytes) == (len(frame), 0)
+    two.write(records("own")).result(timeout=10)
+    assert len(two.find("own")) == 1
+    shipper.away.clear()
+    assert len(one.find("kept")) == 1
+
+
+def test_a_segment_that_is_gone_holds_up_nothing(make: Make, tmp_path: Path) -> None:
+    """A segment that somebody else has removed must not keep those behind it from their database."""
+    one, shipper = make()
+    shipper.away.set()
+    one.write(records("lost")).result(timeout=10)
+    while not one.ping()["problem"]:
+        time.sleep(0.01)
+    (first,) = segments(tmp_path)
+    first.unlink()
+    one.write(records("later")).result(timeout=10)
+    shipper.away.clear()
+    assert len(one.find("later")) == 1
+    assert one.ping() == {"backlog_bytes": 0, "problem": ""}
+
+
+def test_a_cancelled_request_stops_nobody(make: Make) -> None:
+    """Whoever waits for a write may be cancelled, as a client that is gone; the writer must go on."""
+    one, _ = make()
+    for at in range(50):
+        one.write(records(f"t{at}")).cancel()
+    one.write(records("last")).result(timeout=10)
+    assert len(one.find("last")) == 1
+    one.ping()
+
+
 def test_a_living_server_keeps_its_own(make: Make, tmp_path: Path) -> None:
     """A second server must leave alone what the first one still writes."""
     one, shipper = make()
@@ -168,6 +210,28 @@ def test_a_full_disk_costs_one_write(make: Make, tmp_path: Path, monkeypatch: py
     one.write(records("after")).result(timeout=10)
     (ids,) = [[row["transaction_id"] for write in read_segment(path) for row in write] for path in segments(tmp_path)]
     assert ids in (["before", "after"], ["after"])
+    shipper.away.clear()
+    assert [len(one.find(name)) for name in ("before", "refused", "after")] == [1, 0, 1]
+
+
+def test_nothing_follows_half_a_frame(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what was cut short cannot be taken back either, later records go to another file that is read."""
+    one, shipper = make()
+    shipper.away.set()
+    one.write(records("before")).result(timeout=10)
+    write, cut = os.write, [3]
+
+    def half(descriptor: int, data: memoryview) -> int:
+        if cut:
+            return write(descriptor, data[: cut.pop()])
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", half)
+        patch.setattr(os, "ftruncate", lambda *_: _no_space(0))
+        with pytest.raises(StoreUnavailableError, match="No space left"):
+            one.write(records("refused")).result(timeout=10)
+    one.write(records("after")).result(timeout=10)
     shipper.away.clear()
     assert [len(one.find(name)) for name in ("before", "refused", "after")] == [1, 0, 1]
 
