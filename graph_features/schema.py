@@ -112,6 +112,16 @@ class ViewSchema:
         return tuple(feature.name for feature in self.features)
 
     @cached_property
+    def lists(self) -> tuple[tuple[int, str, DType], ...]:
+        """Position, name and type of each list feature, in order."""
+        return tuple((at, one.name, one.dtype) for at, one in enumerate(self.features) if one.dtype.is_list)
+
+    @cached_property
+    def scalars(self) -> dict[tuple[str, ...], tuple[list[int], list[bool]]]:
+        """Positions of scalar features and which are floats, by the names that were asked for: kept by readers."""
+        return {}
+
+    @cached_property
     def arrow_schema(self) -> pa.Schema:
         """Columns of a table of rows: join keys, event_timestamp (as_of), created_timestamp, then the features."""
         fields = [pa.field(key, pa.string(), nullable=False) for key in self.keys]

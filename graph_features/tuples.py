@@ -8,7 +8,7 @@ Shape letters: B payments, A = 2B accounts (senders, then receivers), E neighbou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -197,6 +197,8 @@ class _AccountRows:
     spec: InputSpec
     event_ms: Int64
     blocks: Mapping[str, RowBlock]
+    read: dict[tuple[str, str], Float64] = field(default_factory=dict)
+    """What `float64` has given: several features are set against the same mean."""
 
     @cached_property
     def usable(self) -> dict[str, Bools]:
@@ -214,9 +216,12 @@ class _AccountRows:
 
     def float64(self, view: str, name: str) -> Float64:
         """A scalar feature [A], NaN where it is null or its row does not count."""
-        if is_finished(view, name):
-            return np.where(self.unknown_windows, np.nan, self.windows.features[view][name])
-        return np.where(self.usable[view], self.blocks[view].float64(name), np.nan)
+        if (view, name) not in self.read:
+            moving = is_finished(view, name)
+            known = ~self.unknown_windows if moving else self.usable[view]
+            values = self.windows.features[view][name] if moving else self.blocks[view].float64(name)
+            self.read[view, name] = np.where(known, values, np.nan)
+        return self.read[view, name]
 
 
 def _account_inputs(rows: _AccountRows, other_id: npt.NDArray[np.object_]) -> AccountInputs:

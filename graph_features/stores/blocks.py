@@ -85,9 +85,13 @@ class RowBlock:
 
     def matrix(self, names: Sequence[str]) -> Float32:
         """Return float32[n, len(names)] of scalar features, NaN for null or absent; timestamps are epoch ms."""
-        places = [self._position(name, DType.INT64, DType.FLOAT64, DType.TIMESTAMP) for name in names]
-        floating = np.array([self.view.features[place].dtype is DType.FLOAT64 for place in places], np.bool_)
-        return float32_of(self.columns.slots, self.columns.valid, places, floating)
+        wanted = tuple(names)
+        if wanted not in self.view.scalars:
+            # Serving asks for the same names again and again.
+            found = [self._position(name, DType.INT64, DType.FLOAT64, DType.TIMESTAMP) for name in wanted]
+            self.view.scalars[wanted] = found, [self.view.features[place].dtype is DType.FLOAT64 for place in found]
+        places, floating = self.view.scalars[wanted]
+        return float32_of(self.columns.slots, self.columns.valid, places, np.array(floating, np.bool_))
 
     def float64(self, name: str) -> Float64:
         """Return float64[n] of a scalar feature, NaN for null or absent."""

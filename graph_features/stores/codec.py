@@ -206,7 +206,7 @@ def _ragged(view: ViewSchema, name: str, array: pa.Array) -> Ragged:
 def pack(view: ViewSchema, columns: Columns) -> list[bytes]:
     """Return one value per row, in order."""
     head = _heads(view, columns)
-    payloads = [_payload(item.dtype, columns.lists[item.name]) for item in view.features if item.dtype.is_list]
+    payloads = [_payload(dtype, columns.lists[name]) for _, name, dtype in view.lists]
     if not payloads:
         return _split(head.tobytes(), np.arange(len(head) + 1) * head.shape[1] * WORD)
     lengths = head.shape[1] + sum((np.diff(offsets) for offsets, _ in payloads), np.zeros(len(head), np.int64))
@@ -228,9 +228,8 @@ def encode(view: ViewSchema, table: pa.Table) -> list[bytes]:
 
 def _heads(view: ViewSchema, columns: Columns) -> Int64:
     slots = np.where(columns.valid, columns.slots, 0)
-    for position, feature in enumerate(view.features):
-        if feature.dtype.is_list:
-            slots[:, position] = _list_slot(feature.dtype, columns.lists[feature.name])
+    for position, name, dtype in view.lists:
+        slots[:, position] = _list_slot(dtype, columns.lists[name])
     return build_heads(header_word(view), columns.as_of_ms, columns.created_us, columns.valid, slots)
 
 
@@ -290,9 +289,8 @@ def unpack(view: ViewSchema, values: Sequence[bytes | None]) -> tuple[Columns, B
 def _expected_words(view: ViewSchema, slots: Int64) -> Int64:
     """How long each value must be, judged by its list lengths."""
     total = np.full(len(slots), fixed_words(view), np.int64)
-    for position, feature in enumerate(view.features):
-        if feature.dtype.is_list:
-            total += _list_words(feature.dtype, slots[:, position])
+    for position, _, dtype in view.lists:
+        total += _list_words(dtype, slots[:, position])
     return total
 
 
@@ -307,12 +305,11 @@ def _columns(view: ViewSchema, heads: Heads, whole: Bool, n: int) -> Columns:
     rows = heads.rows[whole]
     slots = over_all(n, rows, heads.slots[whole])
     lists, at = {}, heads.starts[whole] + fixed_words(view)
-    for position, feature in enumerate(view.features):
-        if feature.dtype.is_list:
-            slot = slots[:, position].copy()
-            lists[feature.name] = _unpack_list(feature.dtype, slot, heads.buffer, at, rows)
-            at = at + _list_words(feature.dtype, slot[rows])
-            slots[:, position] = 0
+    for position, name, dtype in view.lists:
+        slot = slots[:, position].copy()
+        lists[name] = _unpack_list(dtype, slot, heads.buffer, at, rows)
+        at = at + _list_words(dtype, slot[rows])
+        slots[:, position] = 0
     return Columns(
         as_of_ms=over_all(n, rows, heads.event[whole]),
         created_us=over_all(n, rows, heads.created[whole], NO_CREATED),

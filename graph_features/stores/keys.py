@@ -15,8 +15,11 @@ def encode_key(key: EntityKey) -> bytes:
 
     The number of parts, then every part but the last behind its own length: ("a", "b") is b"21:ab".
     """
+    first = key[0].encode("utf-8", "surrogatepass")
     if len(key) == 1:
-        return b"1" + key[0].encode("utf-8", "surrogatepass")
+        return b"1" + first
+    if len(key) == 2:
+        return b"2%d:%b%b" % (len(first), first, key[1].encode("utf-8", "surrogatepass"))
     return join_parts([part.encode("utf-8", "surrogatepass") for part in key])
 
 

@@ -99,15 +99,17 @@ class RedisOnlineStore:
 
         The marks are read first: a row that is renewed in between may be taken for pending, never the reverse.
         """
-        # Views of one entity ask for the same keys: each list is encoded once.
+        # Views of one entity ask for the same keys, and so do the marks: each is encoded once.
         ends: dict[int, list[bytes]] = {}
+        known: dict[EntityKey, bytes] = {}
         names: list[bytes] = []
         for view, wanted in requests:
             if id(wanted) not in ends:
                 ends[id(wanted)] = [encode_key(key) for key in wanted]
+                known |= zip(wanted, ends[id(wanted)], strict=True)
             prefix = row_prefix(self._project, view.name)
             names += [prefix + end for end in ends[id(wanted)]]
-        fields = [encode_key(key) for key in keys]
+        fields = [known.get(key) or encode_key(key) for key in keys]
         with self._answering():
             found, values = self._link.get_with_fields(self._pending_hash, fields, names)
         tokens = {key: token.decode() for key, token in zip(keys, found, strict=True) if token is not None}
