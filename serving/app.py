@@ -22,6 +22,7 @@ from serving import (
     routes_v2,
     traces,
 )
+from serving.direct import DirectRoutes
 from serving.middleware import RequestMiddleware, Shared
 from serving.services import BuildServices
 
@@ -51,7 +52,7 @@ def create_app(platform: PlatformSettings, settings: ServingSettings, *, build: 
         try:
             async with _builder(build)(platform, settings) as services:
                 app.state.services = services
-                shared.metrics = services.metrics
+                shared.measure(services.metrics)
                 yield
         finally:
             await asyncio.to_thread(traces.stop)
@@ -61,6 +62,7 @@ def create_app(platform: PlatformSettings, settings: ServingSettings, *, build: 
     problems.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    shared.direct = DirectRoutes(app, ROUTERS)
     openapi.install(
         app,
         [route for router in ROUTERS for route in router.routes],

@@ -39,6 +39,8 @@ class Caller:
 ANYONE = Caller(name="", scopes=frozenset(Scope))
 """The caller where nobody is asked for a key."""
 
+_ADMINISTRATOR = Caller(name="admin key", scopes=frozenset(Scope))
+
 
 class Guard(Protocol):
     """Tells who asks."""
@@ -141,7 +143,7 @@ class KeyGuard:
         if given is None:
             raise UnauthorizedError()
         if self._admin is not None and hmac.compare_digest(self._admin, digest_of(given)):
-            return Caller(name="admin key", scopes=frozenset(Scope))
+            return _ADMINISTRATOR
         parts = split(given)
         if parts is not None:
             return await self._by_key(*parts)
@@ -232,8 +234,15 @@ def needs(scope: Scope) -> Any:
 
 def scope_of(route: Any) -> Scope | None:
     """The scope that a route needs, None where it is open."""
-    for dependency in getattr(route, "dependencies", ()):
-        found = getattr(dependency.dependency, "scope", None)
-        if isinstance(found, Scope):
-            return found
-    return None
+    needed = (_scope_in(dependency) for dependency in getattr(route, "dependencies", ()))
+    return next((scope for scope in needed if scope is not None), None)
+
+
+def is_needed(dependency: Any) -> bool:
+    """Whether that is a dependency that `needs` made, which takes the request and gives nothing."""
+    return _scope_in(dependency) is not None
+
+
+def _scope_in(dependency: Any) -> Scope | None:
+    found = getattr(dependency.dependency, "scope", None)
+    return found if isinstance(found, Scope) else None

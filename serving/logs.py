@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -15,6 +16,8 @@ REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("ringfence_requ
 """The id of the request at work in this context."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_OWN = len(vars(logging.makeLogRecord({})))
+"""So many entries of a record come before those that were given as `extra`."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -31,14 +34,18 @@ class JsonFormatter(logging.Formatter):
             entry["request_id"] = request_id
         if trace_id := traces.trace_id():
             entry["trace_id"] = trace_id
-        entry |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        entry |= {name: value for name, value in islice(vars(record).items(), _OWN, None) if name not in _STANDARD}
         if record.exc_info:
             entry["trace"] = self.formatException(record.exc_info)
         return msgspec.json.encode(entry, enc_hook=str).decode()
 
 
 def configure(level: str) -> None:
-    """Send all logs to standard error as JSON lines: ours from `level` up, those of libraries from warnings up."""
+    """Send all logs to standard error as JSON lines: ours from `level` up, those of libraries from warnings up.
+
+    From then on records are made without what no line shows: thread, process and task.
+    """
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.root.handlers = [handler]

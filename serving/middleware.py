@@ -1,19 +1,24 @@
-"""Around every request: an id, a limit on how many are at work, a log line, metrics, security headers."""
+"""Around every request: an id, a limit on how many are at work, a log line, metrics, security headers.
+
+It also hands the plain routes their requests itself: see serving.direct.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
-import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import traces
+from serving.direct import DirectRoutes
 from serving.logs import REQUEST_ID
 from serving.metrics import Metrics
 from serving.problems import RETRY_AFTER_S, OverloadedError, problem_of, respond
@@ -31,6 +36,7 @@ _HEADERS = [
     (b"x-frame-options", b"DENY"),
 ]
 _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_USUAL_HEADERS = [_POLICY, *_HEADERS]
 # The page of FastAPI loads Swagger UI and runs a few lines of its own.
 _DOCS_POLICY = (
     b"content-security-policy",
@@ -44,14 +50,28 @@ class Shared:
     """What the middleware shares with the application, whose metrics exist only once it has started."""
 
     max_in_flight: int
+    direct: DirectRoutes | None = None
     metrics: Metrics | None = None
     in_flight: int = 0
+    _counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = field(default_factory=dict)
 
-    def enter(self, change: int) -> None:
-        """Count a request that begins (1) or ends (-1)."""
-        self.in_flight += change
-        if self.metrics is not None:
-            self.metrics.in_flight.set(self.in_flight)
+    def measure(self, metrics: Metrics) -> None:
+        """Count into `metrics` from now on."""
+        self.metrics = metrics
+        self._counters.clear()
+        metrics.in_flight.set_function(lambda: self.in_flight)
+
+    def count(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        if self.metrics is None:
+            return
+        found = self._counters.get((route, method, status))
+        if found is None:
+            # Kept, since to look a counter up by its labels costs more than to count.
+            requests = self.metrics.requests.labels(route, method, str(status))
+            found = self._counters[route, method, status] = requests, self.metrics.request_seconds.labels(route)
+        found[0].inc()
+        found[1].observe(seconds)
 
 
 class RequestMiddleware:
@@ -67,7 +87,7 @@ class RequestMiddleware:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if given and _GIVEN_ID.fullmatch(given) else os.urandom(16).hex()
         scope["ringfence.request_id"] = request_id
         REQUEST_ID.set(request_id)
         begun = time.perf_counter()
@@ -77,9 +97,9 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                policy = _DOCS_POLICY if scope["path"] == "/docs" else _POLICY
-                own = [(b"x-request-id", request_id.encode()), policy, *_HEADERS]
-                message = {**message, "headers": [*message.get("headers", ()), *own]}
+                usual = [_DOCS_POLICY, *_HEADERS] if scope["path"] == "/docs" else _USUAL_HEADERS
+                own = (b"x-request-id", request_id.encode())
+                message = {**message, "headers": [*message.get("headers", ()), own, *usual]}
             await send(message)
 
         counted = not scope["path"].startswith(_ALWAYS_ANSWERED)
@@ -93,11 +113,13 @@ class RequestMiddleware:
                 self._record(scope, status, time.perf_counter() - begun, span)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send, *, counted: bool) -> None:
-        self._shared.enter(counted)
+        shared = self._shared
+        direct = None if shared.direct is None else shared.direct.find(scope)
+        shared.in_flight += counted
         try:
-            await self._app(scope, receive, send)
+            await (direct or self._app)(scope, receive, send)
         finally:
-            self._shared.enter(-counted)
+            shared.in_flight -= counted
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._shared.metrics is not None:
@@ -110,9 +132,7 @@ class RequestMiddleware:
         route = getattr(scope.get("route"), "path", "unknown")
         method = scope["method"] if route != "unknown" else "any"
         traces.describe(span, method=method, route=route, status=status)
-        if self._shared.metrics is not None:
-            self._shared.metrics.requests.labels(route, method, str(status)).inc()
-            self._shared.metrics.request_seconds.labels(route).observe(seconds)
+        self._shared.count(route, method, status, seconds)
         log.info(
             "request",
             extra={

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from graph_features.clock import SECOND_MS, from_ms
+from graph_features.clock import DAY_MS, SECOND_MS, from_ms
 from graph_features.errors import InvalidInputError
 from graph_features.schema import Cadence, DType, EntityKey, ViewSchema
 from graph_features.stores.blocks import RowBlock
@@ -52,9 +53,9 @@ class Projection:
 def of_names(schemas: Mapping[str, ViewSchema], names: Sequence[str]) -> list[Projection]:
     """Projections of "view:feature" names, or "view:*" for all of a view; raise InvalidInputError."""
     chosen: dict[str, dict[str, None]] = {}
+    known = _known(schemas)
     for name in names:
         view_name, _, feature = name.partition(":")
-        known = _known(schemas)
         if view_name not in known:
             raise InvalidInputError(field="features", expected=f"a view among {', '.join(known)}", got=name)
         if feature != "*" and feature not in known[view_name]:
@@ -127,14 +128,11 @@ class Found:
 
 
 def read(
-    online: OnlineReader, projections: Sequence[Projection], entities: Mapping[str, Sequence[Any]], *, epoch_s: bool
+    online: OnlineReader, projections: Sequence[Projection], entities: Mapping[str, Sequence[Any]]
 ) -> tuple[list[Found], set[EntityKey]]:
-    """Read the projections for n entities given by columns; also return the keys that are pending.
-
-    `epoch_s` gives timestamps as whole seconds, as Feast does, else as RFC 3339 text.
-    """
+    """Read the projections for n entities given by columns, times as RFC 3339 text; also return the pending keys."""
     stored = [projection for projection in projections if projection.view is not None]
-    keys = [_keys(projection, entities) for projection in stored]
+    keys = [keys_of(projection, entities) for projection in stored]
     every = list(dict.fromkeys(key for group in keys for key in group))
     requests = [(item.view, group) for item, group in zip(stored, keys, strict=True) if item.view is not None]
     packed, pending = online.read_with_pending(requests, every)
@@ -142,24 +140,26 @@ def read(
     found: list[Found] = []
     for projection in projections:
         if projection.view is None:
-            computed = _of_payment(projection, entities)
+            computed = of_payment(projection, entities)
             found.append(Found(projection=projection, values=computed, block=None, keys=[]))
             continue
         group, values = next(rows)
         block = RowBlock.from_packed(projection.view, values)
-        decoded = {name: column(block, name, epoch_s=epoch_s) for name in projection.features}
+        decoded = {name: column(block, name, epoch_s=False) for name in projection.features}
         found.append(Found(projection=projection, values=decoded, block=block, keys=group))
     return found, set(pending)
 
 
-def _keys(projection: Projection, entities: Mapping[str, Sequence[Any]]) -> list[EntityKey]:
+def keys_of(projection: Projection, entities: Mapping[str, Sequence[Any]]) -> list[EntityKey]:
+    """The entities that a projection's rows are of; raise InvalidInputError where a column of ids is missing."""
     missing = [name for name in projection.keys if name not in entities]
     if missing:
         raise InvalidInputError(field="entities", expected=f"ids under {missing[0]!r}", got=sorted(entities))
     return list(zip(*(entities[name] for name in projection.keys), strict=True))
 
 
-def _of_payment(projection: Projection, entities: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+def of_payment(projection: Projection, entities: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Features of the payment itself, from columns of the request; raise InvalidInputError."""
     for name in ("payment_timestamp", "amount_base"):
         if name not in entities:
             raise InvalidInputError(field="entities", expected=f"values under {name!r}", got=sorted(entities))
@@ -179,7 +179,7 @@ def _of_payment(projection: Projection, entities: Mapping[str, Sequence[Any]]) -
 
 
 def column(block: RowBlock, name: str, *, epoch_s: bool) -> list[Any]:
-    """One feature as plain values, None for null or absent."""
+    """One feature as plain values, None for null or absent; times as whole epoch seconds or as RFC 3339 text."""
     feature = block.view.feature(name)
     valid = block.valid(name).tolist()
     if feature.dtype.is_list:
@@ -210,5 +210,14 @@ def statuses(block: RowBlock, name: str, *, now_ms: int) -> list[str]:
 
 def instant(ms: int) -> str:
     """Epoch milliseconds as RFC 3339 text in UTC, milliseconds where there are any."""
-    moment = from_ms(ms)
-    return moment.isoformat(timespec="milliseconds" if ms % SECOND_MS else "seconds").replace("+00:00", "Z")
+    day, within_ms = divmod(ms, DAY_MS)
+    second, rest_ms = divmod(within_ms, SECOND_MS)
+    minute, second = divmod(second, 60)
+    hour, minute = divmod(minute, 60)
+    finer = f".{rest_ms:03d}" if rest_ms else ""
+    return f"{_date(day)}T{hour:02d}:{minute:02d}:{second:02d}{finer}Z"
+
+
+@lru_cache(maxsize=4_096)
+def _date(day: int) -> str:
+    return from_ms(day * DAY_MS).date().isoformat()

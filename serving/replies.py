@@ -12,4 +12,9 @@ _encoder = msgspec.json.Encoder()
 
 def json_reply(content: Any, status: int = 200) -> Response:
     """`content` as a JSON response; NaN and infinity become null."""
-    return Response(_encoder.encode(content), status, media_type="application/json")
+    return raw_json(_encoder.encode(content), status)
+
+
+def raw_json(content: bytes, status: int = 200) -> Response:
+    """A JSON text as a response."""
+    return Response(content, status, media_type="application/json")

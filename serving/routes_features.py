@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Literal
 
-import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from graph_features.contracts import MAX_ID_LENGTH
@@ -13,18 +12,17 @@ from graph_features.errors import InvalidInputError
 from graph_features.schema import ENTITY_KEYS
 from serving import online, openapi, traces
 from serving.api import CatalogReply, FeatureRow, FeaturesReply
-from serving.api_feast import FeatureVector, OnlineFeaturesMetadata, OnlineFeaturesReply, OnlineFeaturesRequest
+from serving.api_feast import OnlineFeaturesReply, OnlineFeaturesRequest
 from serving.auth import needs
 from serving.keys import Scope
 from serving.parse import decode, read_body
 from serving.problems import TooLargeError, request_id
-from serving.replies import json_reply
+from serving.replies import json_reply, raw_json
 from serving.services import Services, services_of
 
 router = APIRouter(tags=["features"])
 
 PAIR_SEPARATOR = "|"
-_NO_TIME = "1970-01-01T00:00:00Z"
 _EXAMPLE = {"features": ["account_activity:sent_count_7d"], "entities": {"account_id": ["C1", "C2"]}}
 
 
@@ -55,7 +53,7 @@ async def features(
     keys = _entity_keys(entity, _split(ids), services)
     projections = _projections(services, entity, _split(features), service)
     columns = {name: [key[at] for key in keys] for at, name in enumerate(ENTITY_KEYS[entity])}
-    found, pending = await asyncio.to_thread(online.read, services.stores.online, projections, columns, epoch_s=False)
+    found, pending = await asyncio.to_thread(online.read, services.stores.online, projections, columns)
     rows = [_row(found, at, dict(zip(columns, key, strict=True)), services, pending) for at, key in enumerate(keys)]
     names = [f"{item.name}:{feature}" for item in projections for feature in item.features]
     return json_reply(FeaturesReply(entity=entity, features=names, rows=rows, request_id=request_id(request)))
@@ -160,32 +158,11 @@ async def get_online_features(request: Request) -> Response:
     services = services_of(request)
     asked = decode(await read_body(request, services.settings), OnlineFeaturesRequest)
     count = _check_entities(asked.entities, services)
-    schemas = services.stores.schemas
-    if asked.feature_service is not None:
-        projections = online.of_service(schemas, asked.feature_service)
-    elif asked.features:
-        projections = online.of_names(schemas, asked.features)
-    else:
-        raise InvalidInputError(field="features", expected='"view:feature" names, or a feature_service', got=[])
-    labels = [label for item in projections for label in item.labels(full=asked.full_feature_names)]
-    _check_labels(labels)
+    plan = services.stores.plans.of(asked.features, asked.feature_service, full=asked.full_feature_names)
     with traces.span("features", entities=count):
-        found, _ = await asyncio.to_thread(
-            online.read, services.stores.online, projections, asked.entities, epoch_s=True
-        )
-    keys = [name for name in asked.entities if name not in online.REQUEST_COLUMNS]
-    results = [
-        FeatureVector(values=asked.entities[name], statuses=["PRESENT"] * count, event_timestamps=[_NO_TIME] * count)
-        for name in keys
-    ]
-    results += [vector for item in found for vector in _vectors(item, count)]
-    metadata = OnlineFeaturesMetadata(
-        feature_names=[*keys, *labels],
-        feature_view_metadata=[{"name": item.name} for item in projections]
-        if asked.include_feature_view_version_metadata
-        else [],
-    )
-    return json_reply(OnlineFeaturesReply(metadata=metadata, results=results))
+        rows = await asyncio.to_thread(services.stores.online.read, plan.requests(asked.entities))
+    views = asked.include_feature_view_version_metadata
+    return raw_json(plan.reply(asked.entities, count, rows, views=views))
 
 
 def _check_entities(entities: dict[str, list[Any]], services: Services) -> int:
@@ -204,29 +181,3 @@ def _check_entities(entities: dict[str, list[Any]], services: Services) -> int:
             for value in values:
                 _check_id(f"entities.{name}", value)
     return count
-
-
-def _check_labels(labels: list[str]) -> None:
-    double = (
-        next((label for at, label in enumerate(labels) if label in labels[:at]), None)
-        if len(set(labels)) < len(labels)
-        else None
-    )
-    if double is not None:
-        raise InvalidInputError(
-            field="full_feature_names", expected=f"true, since several views have a feature {double!r}", got=False
-        )
-
-
-def _vectors(found: online.Found, count: int) -> list[FeatureVector]:
-    if found.block is None:
-        present, times = ["PRESENT"] * count, [_NO_TIME] * count
-    else:
-        rows = found.block.present.tolist()
-        present = ["PRESENT" if row else "NOT_FOUND" for row in rows]
-        instants = found.block.as_of_ms.tolist()
-        times = [online.instant(ms) if row else _NO_TIME for ms, row in zip(instants, rows, strict=True)]
-    return [
-        FeatureVector(values=msgspec.to_builtins(found.values[name]), statuses=present, event_timestamps=times)
-        for name in found.projection.features
-    ]

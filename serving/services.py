@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 from fastapi import Request
@@ -32,6 +33,7 @@ from serving.pool import Pool
 from serving.predict import Predictor
 from serving.scoring import Scoring
 from serving.shadow import Shadow
+from serving.vectors import Plans
 
 log = logging.getLogger("ringfence.serving")
 
@@ -51,6 +53,11 @@ class Stores:
     offline_ping: Callable[[], None]
     offline: Callable[[], OfflineStore]
     schemas: dict[str, ViewSchema]
+
+    @cached_property
+    def plans(self) -> Plans:
+        """How to answer requests for features by name; only for the thread that answers them."""
+        return Plans(self.schemas)
 
 
 @dataclass(kw_only=True)
