@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from graph_features.clock import DAY_MS, SECOND_MS, from_ms
+from graph_features.clock import MAX_EVENT_MS, SECOND_MS, from_ms
 from graph_features.errors import InvalidInputError
 from graph_features.schema import Cadence, DType, EntityKey, ViewSchema
 from graph_features.stores.blocks import RowBlock
@@ -210,14 +209,16 @@ def statuses(block: RowBlock, name: str, *, now_ms: int) -> list[str]:
 
 def instant(ms: int) -> str:
     """Epoch milliseconds as RFC 3339 text in UTC, milliseconds where there are any."""
-    day, within_ms = divmod(ms, DAY_MS)
-    second, rest_ms = divmod(within_ms, SECOND_MS)
-    minute, second = divmod(second, 60)
-    hour, minute = divmod(minute, 60)
-    finer = f".{rest_ms:03d}" if rest_ms else ""
-    return f"{_date(day)}T{hour:02d}:{minute:02d}:{second:02d}{finer}Z"
+    moment = from_ms(ms)
+    return moment.isoformat(timespec="milliseconds" if ms % SECOND_MS else "seconds").replace("+00:00", "Z")
 
 
-@lru_cache(maxsize=4_096)
-def _date(day: int) -> str:
-    return from_ms(day * DAY_MS).date().isoformat()
+def instants(all_ms: Sequence[int]) -> list[str]:
+    """`instant` of each."""
+    if len(all_ms) < _MANY or not 0 <= min(all_ms) <= max(all_ms) < MAX_EVENT_MS:
+        return [instant(ms) for ms in all_ms]
+    texts = np.datetime_as_string(np.array(all_ms, "M8[ms]"), timezone="UTC").tolist()
+    return [text.replace(".000Z", "Z") for text in texts]
+
+
+_MANY = 8

@@ -21,15 +21,13 @@ from graph_features.errors import InvalidInputError
 from graph_features.schema import DType, EntityKey, FeatureSchema, ViewSchema
 from graph_features.stores.blocks import RowBlock
 from graph_features.stores.codec import fixed_words, header_word
-from graph_features.stores.heads import HEADER_WORDS, WORD, bitmap_words
+from graph_features.stores.heads import HEADER_BYTES, WORD, bitmap_words
 from serving import online
-from serving.online import Projection, instant
+from serving.online import Projection
 
 PLANS_KEPT = 64
 NAMES_KEPT = 1_000
 """A plan of more names than this is not kept: clients that send ever new lists must not fill the memory."""
-
-NO_TIME = "1970-01-01T00:00:00Z"
 
 Values = Sequence[bytes | None]
 Row = tuple[Any, ...]
@@ -46,39 +44,42 @@ class ScalarReader:
     def __init__(self, view: ViewSchema, features: Sequence[str]) -> None:
         chosen, of_all = set(features), list(view.features)
         taken = [one for one in of_all if one.name in chosen or one.dtype.is_list]
-        places = {one.name: 2 + bitmap_words(len(of_all)) + at for at, one in enumerate(taken)}
+        places = {one.name: 2 + at for at, one in enumerate(taken)}
         self._word = header_word(view)
         self._fixed = fixed_words(view)
-        self._bitmap = range(2, 2 + bitmap_words(len(of_all)))
+        self._bitmap = slice(HEADER_BYTES, HEADER_BYTES + bitmap_words(len(of_all)) * WORD)
         self._unpack = struct.Struct(_format(of_all, taken)).unpack_from
         self._lists = [(places[one.name], one.dtype is DType.STRING_LIST) for one in taken if one.dtype.is_list]
         self._columns = [places[name] for name in features]
-        self._bits = [(places[one.name], at) for at, one in enumerate(of_all) if one.name in chosen]
-        self._needed = sum(1 << bit for _, bit in self._bits)
+        self._places = {1 << at: places[one.name] for at, one in enumerate(of_all) if one.name in chosen}
+        self._needed = sum(self._places)
         self._times = [at for at, name in enumerate(features) if view.feature(name).dtype is DType.TIMESTAMP]
-        self._absent: Row = (None,) * (2 + len(self._bitmap) + len(taken))
+        self._absent: Row = (None,) * (2 + len(taken))
 
     def read(self, values: Values) -> tuple[Sequence[int | None], list[Sequence[Any]]]:
         """Return as_of per row in epoch milliseconds, None where absent, and a column of plain values per feature.
 
         Times are whole epoch seconds; null and absent are None.
         """
-        columns = list(zip(*map(self._row, values), strict=True))
+        columns = list(zip(*self._rows(values), strict=True))
         found: list[Sequence[Any]] = [columns[place] for place in self._columns]
         for at in self._times:
             found[at] = [None if ms is None else ms // SECOND_MS for ms in found[at]]
         return columns[1], found
 
-    def _row(self, value: bytes | None) -> Row:
-        if value is None or len(value) < self._fixed * WORD:
-            return self._absent
-        row: Row = self._unpack(value)
-        if row[0] != self._word or len(value) != (self._words(row) if self._lists else self._fixed) * WORD:
-            return self._absent
-        known = row[2]
-        for at, place in enumerate(self._bitmap[1:], 1):
-            known |= row[place] << 64 * at
-        return row if known & self._needed == self._needed else self._with_nulls(row, known)
+    def _rows(self, values: Values) -> list[Row]:
+        unpack, word, bitmap, needed = self._unpack, self._word, self._bitmap, self._needed
+        least = self._fixed * WORD
+        rows = []
+        for value in values:
+            row: Row = self._absent
+            if value is not None and len(value) >= least:
+                cells = unpack(value)
+                if cells[0] == word and len(value) == (self._words(cells) * WORD if self._lists else least):
+                    known = int.from_bytes(value[bitmap], "little")
+                    row = cells if known & needed == needed else self._with_nulls(cells, needed & ~known)
+            rows.append(row)
+        return rows
 
     def _words(self, row: Row) -> int:
         """How long a value must be, judged by its lists' lengths."""
@@ -89,20 +90,22 @@ class ScalarReader:
             words += -(-octets // WORD) if texts else min(max(count, -1), 2**32)
         return words
 
-    def _with_nulls(self, row: Row, known: int) -> Row:
+    def _with_nulls(self, row: Row, missing: int) -> Row:
         cells = list(row)
-        for place, bit in self._bits:
-            if not known >> bit & 1:
-                cells[place] = None
+        while missing:
+            lowest = missing & -missing
+            cells[self._places[lowest]] = None
+            missing ^= lowest
         return tuple(cells)
 
 
 def _format(of_all: Sequence[FeatureSchema], taken: Sequence[FeatureSchema]) -> str:
-    """First word, as_of, the null bitmap, and the features that are taken; the others are passed over."""
+    """First word, as_of, and the features that are taken; what else there is is passed over."""
     names = {one.name for one in taken}
     letters = {DType.FLOAT64: "d"}
     cells = [letters.get(one.dtype, "q") if one.name in names else f"{WORD}x" for one in of_all]
-    return f"<qq{(HEADER_WORDS - 2) * WORD}x{'Q' * bitmap_words(len(of_all))}{''.join(cells)}"
+    between = HEADER_BYTES - 2 * WORD + bitmap_words(len(of_all)) * WORD
+    return f"<qq{between}x{''.join(cells)}"
 
 
 class ColumnReader:
@@ -138,7 +141,7 @@ class Plan:
 
     @cached_property
     def _labels_json(self) -> bytes:
-        return _encode(self.labels)[1:]
+        return _encode(self.labels)[1:-1]
 
     @cached_property
     def _views_json(self) -> bytes:
@@ -158,18 +161,22 @@ class Plan:
         keys = [name for name in entities if name not in online.REQUEST_COLUMNS]
         given = iter(rows)
         known = _behind([0] * count)
-        parts = [_vectors([entities[name]], known) for name in keys]
+        names = b",".join([part for part in (_encode(keys)[1:-1], self._labels_json) if part])
+        metadata = [b'{"metadata":{"feature_names":[', names, b"]", self._views_json if views else b"", b"}"]
+        parts = [*metadata, b',"results":[']
+        for name in keys:
+            parts += _vectors([_encode(entities[name])], known)
         for one, reader in zip(self.projections, self._readers, strict=True):
             if reader is None:
                 computed = online.of_payment(one, entities)
-                parts.append(_scalar_vectors([computed[name] for name in one.features], known))
+                parts += _vectors(_scalars([computed[name] for name in one.features]), known)
             else:
                 as_of_ms, columns = reader.read(next(given))
-                write = _scalar_vectors if isinstance(reader, ScalarReader) else _vectors
-                parts.append(write(columns, _behind(as_of_ms)))
-        names = b"".join([_encode(keys)[:-1], b"," if keys and self.labels else b"", self._labels_json])
-        metadata = [b'{"metadata":{"feature_names":', names, self._views_json if views else b"", b'},"results":[']
-        return b"".join([*metadata, b",".join(parts), b"]}"])
+                texts = _scalars(columns) if isinstance(reader, ScalarReader) else list(map(_encode, columns))
+                parts += _vectors(texts, _behind(as_of_ms))
+        # The last comma is one too many.
+        parts[-1] = parts[-1][:-1] + b"]}"
+        return b"".join(parts)
 
 
 def _reader(view: ViewSchema, features: Sequence[str]) -> ScalarReader | ColumnReader:
@@ -178,25 +185,25 @@ def _reader(view: ViewSchema, features: Sequence[str]) -> ScalarReader | ColumnR
 
 
 def _behind(as_of_ms: Sequence[int | None]) -> bytes:
-    """What follows the values of each feature of a view: statuses and instants of its rows."""
+    """What follows the values of each feature of a view: statuses and instants of its rows, and a comma."""
     if None in as_of_ms:
         statuses = _encode(["NOT_FOUND" if ms is None else "PRESENT" for ms in as_of_ms])
     else:
         statuses = b'["PRESENT"%s]' % (b',"PRESENT"' * (len(as_of_ms) - 1))
-    instants = '","'.join([NO_TIME if ms is None else instant(ms) for ms in as_of_ms])
-    return b',"statuses":%s,"event_timestamps":["%s"]}' % (statuses, instants.encode())
+    instants = online.instants([0 if ms is None else ms for ms in as_of_ms])
+    return b',"statuses":%s,"event_timestamps":["%s"]},' % (statuses, '","'.join(instants).encode())
 
 
-def _vectors(columns: Sequence[Sequence[Any]], behind: bytes) -> bytes:
-    """One api.FeatureVector after the other, without the brackets around them all."""
-    between = behind + b',{"values":'
-    return b'{"values":' + between.join(map(_encode, columns)) + behind
+def _scalars(columns: Sequence[Sequence[Any]]) -> list[bytes]:
+    """The JSON of columns of numbers and nulls, at once: in it no bracket stands but those of the columns."""
+    return [b"[%s]" % column for column in _encode(columns)[2:-2].split(b"],[")]
 
 
-def _scalar_vectors(columns: Sequence[Sequence[Any]], behind: bytes) -> bytes:
-    """`_vectors` of numbers and nulls, in whose JSON no bracket stands but those of the columns."""
-    between = b"]" + behind + b',{"values":['
-    return b'{"values":' + _encode(columns)[1:-2].replace(b"],[", between) + b"]" + behind
+def _vectors(columns: Sequence[bytes], behind: bytes) -> list[bytes]:
+    """An api.FeatureVector for each column of values, in parts."""
+    parts = [b'{"values":', b"", behind] * len(columns)
+    parts[1::3] = columns
+    return parts
 
 
 class Plans:
