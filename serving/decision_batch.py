@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from msgspec import Struct
 
@@ -49,13 +50,28 @@ class DecisionBatch(Struct, frozen=True, kw_only=True):
         """What `to_bytes` made."""
         return msgspec.msgpack.decode(data, type=cls)
 
+    def given(self) -> tuple[list[dict[str, Any]], list[int]]:
+        """The payments as they were scored, without what is null in them, and the times in ms that they speak of."""
+        table = pa.ipc.open_stream(self.payments).read_all()
+        events_ms: list[int] = table["event_timestamp"].cast(pa.int64()).to_pylist()
+        return _inputs(table.drop_columns(["event_timestamp"])), events_ms
+
+    def scores(self) -> list[float]:
+        """By payment."""
+        values: list[float] = np.frombuffer(self.score, np.float32).astype(np.float64).tolist()
+        return values
+
+    def versions(self, n: int) -> npt.NDArray[np.int64]:
+        """[as_of in ms, ingest sequence] of the rows that were used for n payments, int64 [V, 2n, 2]; see ABSENT."""
+        shape = (len(self.views), 2 * n)
+        as_of_ms = np.frombuffer(self.as_of_ms, np.int64).reshape(shape)
+        sequence = np.frombuffer(self.sequence, np.int64).reshape(shape)
+        return np.stack([as_of_ms, sequence], axis=-1)
+
     def rows(self) -> list[dict[str, Any]]:
         """One record per payment: enough to compute the score again from the offline store."""
-        table = pa.ipc.open_stream(self.payments).read_all()
-        events = table["event_timestamp"].cast(pa.int64()).to_pylist()
-        used = self._rows_used(len(events))
-        scores = np.frombuffer(self.score, np.float32).astype(np.float64).tolist()
-        given = _inputs(table.drop_columns(["event_timestamp"]))
+        given, events_ms = self.given()
+        used = self._rows_used(len(events_ms))
         shared = {
             "scored_at_ms": self.scored_at_ms,
             "model_name": self.model_name,
@@ -78,21 +94,18 @@ class DecisionBatch(Struct, frozen=True, kw_only=True):
                 "degraded": self.degraded.get(at, []),
             }
             for at, (request_id, inputs, event_ms, score, rows) in enumerate(
-                zip(self.request_ids, given, events, scores, used, strict=True)
+                zip(self.request_ids, given, events_ms, self.scores(), used, strict=True)
             )
         ]
 
     def _rows_used(self, n: int) -> list[dict[str, dict[str, list[int] | None]]]:
         """Per payment, role and view [as_of in ms, ingest sequence] of the row that was used, None where none was."""
-        shape = (len(self.views), 2 * n)
-        as_of_ms = np.frombuffer(self.as_of_ms, np.int64).reshape(shape)
-        sequence = np.frombuffer(self.sequence, np.int64).reshape(shape)
-        versions = np.stack([as_of_ms, sequence], axis=-1)
+        versions = self.versions(n)
         names: dict[str, list[str]] = {}
         columns: dict[str, list[list[list[int] | None]]] = {}
         for at, (view, roles) in enumerate(zip(self.views, self.roles, strict=True)):
             found: list[list[int] | None] = versions[at].tolist()
-            for row in np.flatnonzero(as_of_ms[at] == ABSENT).tolist():
+            for row in np.flatnonzero(versions[at, :, 0] == ABSENT).tolist():
                 found[row] = None
             for role, part in zip(roles, (found[:n], found[n:]), strict=True):
                 names.setdefault(role, []).append(view)
@@ -102,6 +115,15 @@ class DecisionBatch(Struct, frozen=True, kw_only=True):
             for role, parts in columns.items()
         }
         return [dict(zip(by_role, parts, strict=True)) for parts in zip(*by_role.values(), strict=True)]
+
+
+Write = DecisionBatch | list[dict[str, Any]]
+"""What is written at once: a request's decisions, or records that were made elsewhere."""
+
+
+def records_of(write: Write) -> list[dict[str, Any]]:
+    """The records of a write."""
+    return write.rows() if isinstance(write, DecisionBatch) else write
 
 
 def stream_of(table: pa.Table) -> bytes:

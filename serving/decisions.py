@@ -14,7 +14,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from graph_features.errors import StoreUnavailableError
 from graph_features.settings import PlatformSettings, PostgresSettings, Profile, load
-from serving.decision_batch import DecisionBatch
+from serving.decision_batch import DecisionBatch, Write, records_of
+from serving.decision_copy import COLUMNS, copy_text
 
 SCHEMA = "ringfence"
 WRITE_TIMEOUT_S = 5.0
@@ -116,24 +117,25 @@ class DecisionLog:
         except sa.exc.SQLAlchemyError as error:
             raise _unavailable(error) from error
 
-    def store_segment(self, name: str, rows: Sequence[dict[str, Any]]) -> int:
-        """Store the rows of a journal's segment and its name in one transaction; 0 where it was stored before."""
+    def store_segment(self, name: str, writes: Sequence[Write]) -> int:
+        """Store a journal's segment and its name in one transaction; return its records, 0 if it was stored before."""
         try:
             with self._engine.begin() as connection:
                 known = sa.select(self.segments.c.name).where(self.segments.c.name == name)
                 if connection.execute(known).first() is not None:
                     return 0
                 connection.execute(sa.insert(self.segments), [{"name": name}])
-                self._insert(connection, rows)
+                return self._insert(connection, writes)
         except sa.exc.SQLAlchemyError as error:
             raise _unavailable(error) from error
-        return len(rows)
 
-    def _insert(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    def _insert(self, connection: sa.Connection, writes: Sequence[Write]) -> int:
         if connection.dialect.name == "postgresql":
-            copy_rows(connection, self.table, rows)
-        elif rows:
-            connection.execute(sa.insert(self.table), list(rows))
+            return copy_writes(connection, self.table, writes)
+        rows = [record for write in writes for record in records_of(write)]
+        if rows:
+            connection.execute(sa.insert(self.table), rows)
+        return len(rows)
 
     def write_batch(self, batch: DecisionBatch) -> Future[None]:
         """Write the decisions of a request; the future ends when they are committed."""
@@ -277,19 +279,16 @@ class DecisionLog:
                 done.set_exception(failure)
 
 
-def copy_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows with COPY, which takes PostgreSQL a fraction of what single INSERTs do."""
-    columns = [column.name for column in table.columns if column.name != "id"]
-    json = {column.name for column in table.columns if isinstance(column.type, sa.JSON)}
-    names = ", ".join(f'"{name}"' for name in columns)
+def copy_writes(connection: sa.Connection, table: sa.Table, writes: Sequence[Write]) -> int:
+    """Write records with COPY, which takes PostgreSQL a fraction of what INSERTs do; return how many there were."""
+    names = ", ".join(f'"{name}"' for name in COLUMNS)
     driver: Any = connection.connection.driver_connection
     try:
-        with (
-            driver.cursor() as cursor,
-            cursor.copy(f'COPY "{table.schema}"."{table.name}" ({names}) FROM STDIN') as copy,
-        ):
-            for row in rows:
-                copy.write_row([_to_json(row[name]) if name in json else row[name] for name in columns])
+        with driver.cursor() as cursor:
+            with cursor.copy(f'COPY "{table.schema}"."{table.name}" ({names}) FROM STDIN') as copy:
+                for write in writes:
+                    copy.write(copy_text(write))
+            return int(cursor.rowcount)
     except driver_errors() as error:
         raise sa.exc.DBAPIError("COPY", None, error) from error
 

@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from graph_features.errors import RingfenceError, StoreUnavailableError
-from serving.decision_batch import DecisionBatch
+from serving.decision_batch import DecisionBatch, Write
 from serving.decisions import DecisionLog
 from serving.pool import Pool
 
@@ -294,8 +294,8 @@ def _framed(content: bytes) -> bytes:
     return _FRAME.pack(len(content), zlib.crc32(content)) + content
 
 
-def read_segment(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """Yield the records of each write in a segment; ends before a frame that a crash cut short."""
+def read_segment(path: Path) -> Iterator[Write]:
+    """Yield each write in a segment; ends before a frame that a crash cut short."""
     data = path.read_bytes()
     at = 0
     while at + _FRAME.size <= len(data):
@@ -304,7 +304,7 @@ def read_segment(path: Path) -> Iterator[list[dict[str, Any]]]:
         if len(content) < length or zlib.crc32(content) != checksum:
             return
         kind, body = content[:1], content[1:]
-        yield DecisionBatch.from_bytes(body).rows() if kind == _BATCH else msgspec.msgpack.decode(body)
+        yield DecisionBatch.from_bytes(body) if kind == _BATCH else msgspec.msgpack.decode(body)
         at += _FRAME.size + length
 
 

@@ -28,8 +28,7 @@ class DecisionShipper:
             self._log.create()
             self._ready = True
         path = Path(segment)
-        rows = [row for write in read_segment(path) for row in write]
-        return self._log.store_segment(path.name, rows)
+        return self._log.store_segment(path.name, list(read_segment(path)))
 
     def lower_priority(self) -> None:
         """Give way to the workers that score."""

@@ -15,6 +15,7 @@ import pytest
 from graph_features.errors import StoreUnavailableError
 from graph_features.settings import PlatformSettings
 from serving import journal
+from serving.decision_batch import records_of
 from serving.decisions import DecisionLog, open_engine
 from serving.journal import DecisionJournal, read_segment
 from serving.pool import InlinePool
@@ -208,7 +209,10 @@ def test_a_full_disk_costs_one_write(make: Make, tmp_path: Path, monkeypatch: py
         with pytest.raises(StoreUnavailableError, match="No space left"):
             future.result(timeout=10)
     one.write(records("after")).result(timeout=10)
-    (ids,) = [[row["transaction_id"] for write in read_segment(path) for row in write] for path in segments(tmp_path)]
+    (ids,) = [
+        [row["transaction_id"] for write in read_segment(path) for row in records_of(write)]
+        for path in segments(tmp_path)
+    ]
     assert ids in (["before", "after"], ["after"])
     shipper.away.clear()
     assert [len(one.find(name)) for name in ("before", "refused", "after")] == [1, 0, 1]

@@ -94,7 +94,7 @@ def columnwise(view: ViewSchema, names: list[str], values: list[bytes | None]) -
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(stored(), st.booleans(), st.booleans())
 def test_replies_are_what_columns_say(rows: Any, full: bool, views: bool) -> None:
     """Byte for byte the reply that is built from columns: nulls, absent, foreign and damaged rows, lists and times."""
@@ -112,7 +112,7 @@ def test_replies_are_what_columns_say(rows: Any, full: bool, views: bool) -> Non
     assert plan.reply(entities, len(ids), [values], views=views) == msgspec.json.encode(expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(stored())
 def test_both_readers_agree(rows: Any) -> None:
     """Where no list is asked for, reading row by row gives what reading by columns gives."""
