@@ -17,13 +17,17 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from bench.features_data import Payments
 from bench.http_load import KEY
 from bench.timing import note, seconds
 from graph_features.catalog import catalog
-from graph_features.clock import HOUR_MS
+from graph_features.clock import HOUR_MS, to_ms
 from graph_features.drivers import batch
+from graph_features.edges import EdgeTable
 from graph_features.ingest.sync import sync_graph
 from graph_features.settings import FeatureSettings
 from graph_features.sources.neo4j import Neo4jGraph
@@ -50,8 +54,16 @@ class World:
 
     @property
     def now_ms(self) -> int:
-        """The instant of the payments to score: an hour after the last one that is known."""
+        """The instant of the payments to score: an hour after the last one that the world was filled with."""
         return self.payments.end_ms + HOUR_MS
+
+    @property
+    def newest_ms(self) -> int:
+        """The time of the last payment in the records, those of earlier runs included."""
+        with psycopg.connect(**self.services.postgres.conninfo()) as connection:
+            row = connection.execute("SELECT max(event_timestamp) FROM ringfence.transactions").fetchone()
+        assert row is not None
+        return to_ms(row[0])
 
     @cached_property
     def online(self) -> RedisOnlineStore:
@@ -80,9 +92,26 @@ class World:
         table = self.payments.transactions.drop_columns(["seq"])
         for start in range(0, table.num_rows, WRITE_ROWS):
             records.write_transactions(table.slice(start, WRITE_ROWS))
-        records.write_statuses(self.payments.statuses.drop_columns(["seq"]))
-        records.write_labels(self.payments.labels.drop_columns(["seq"]))
+        statuses, labels = self._known("statuses"), self._known("labels")
+        records.write_statuses(statuses.drop_columns(["seq"]))
+        records.write_labels(labels.drop_columns(["seq"]))
         records.close()
+
+    def _known(self, name: str) -> pa.Table:
+        """Statuses or labels that are known by the end of the payments: what comes next is then the newest of all."""
+        table: pa.Table = getattr(self.payments, name)
+        known_ms = table[f"{'status' if name == 'statuses' else 'label'}_timestamp"].cast(pa.int64())
+        return table.filter(pc.less(known_ms, self.payments.end_ms))
+
+    def _edges(self) -> EdgeTable:
+        """All that was written, numbered as the record store does."""
+        tables, after = [self.payments.transactions], self.payments.n_payments
+        for name in ("statuses", "labels"):
+            known = self._known(name)
+            seq = pa.array(np.arange(after + 1, after + 1 + known.num_rows))
+            tables.append(known.set_column(known.schema.get_field_index("seq"), known.schema.field("seq"), seq))
+            after += known.num_rows
+        return EdgeTable.from_arrow(*tables)
 
     def _write_graph(self) -> None:
         records, graph = PostgresRecords(self.services.postgres), Neo4jGraph(self.services.neo4j)
@@ -95,7 +124,7 @@ class World:
         views = catalog()
         rows = batch.rows_at(
             list(views.schemas.values()),
-            self.payments.edges(),
+            self._edges(),
             as_of_ms=self.payments.end_ms,
             settings=FeatureSettings(),
             threads=2,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from graph_features.edges import EdgeTable
 from graph_features.events import NOTHING_COVERED, Coverage, events
 from graph_features.exposure import EXPOSURE
 from graph_features.late import first_late_ms, last_events, late_records, touched_accounts
+from graph_features.late_records import Told
 from graph_features.neighbours import NEIGHBOURS
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings
@@ -66,6 +67,9 @@ def refresh(
     on_rows: Progress | None = None,
 ) -> RefreshReport:
     """Compute and store the newest event rows of `keys` (None: of all that are pending) and clear their marks.
+
+    What came late of them changes neighbour rows of counterparties too: these are renewed as well, or, where there are
+    more than `bulk_keys`, marked as pending themselves.
 
     Offline, the rows of every event since the online row come with it, and new versions of those that a late event
     changed. A pending key without an online row gets its whole history, but not among more than `bulk_keys` keys: then
@@ -206,15 +210,27 @@ def _on_demand(
         online=online,
         hub_payments=hub_payments,
     )
+    # Others first: an account's own rows, once stored, say that all that was late of it was told.
+    told = _stale(online, done.told)
+    if len(told) > bulk_keys:
+        online.mark_pending(sorted(told))
+    elif told:
+        _tell(told, records, online, writer, settings, hub_payments)
     for view in views:
         for chunk, table in enumerate(_chunks(done.tables[view.name])):
             writer.write(view, table, max_seq=done.max_seq, chunk=chunk)
-    if not done.told_late:
-        return done
-    told = _stale(online, done.told_late, done.max_seq)
-    if len(told) > bulk_keys:
-        late = f"it came late and changes rows of {len(told):,} counterparties: `ringfence materialize` renews them"
-        return replace(done, failed=done.failed | {(account,): late for account in done.late_accounts})
+    return done
+
+
+def _tell(
+    told: Mapping[EntityKey, Coverage],
+    records: RecordStore,
+    online: OnlineStore,
+    writer: _Writer,
+    settings: FeatureSettings,
+    hub_payments: int,
+) -> None:
+    """Renew neighbour rows of counterparties that lack something."""
     view = catalog().schema(NEIGHBOURS.name)
     others = on_demand.latest_rows(
         [view],
@@ -228,19 +244,18 @@ def _on_demand(
     )
     for chunk, table in enumerate(_chunks(others.tables[view.name])):
         writer.write(view, table, max_seq=others.max_seq, chunk=batch.CHUNK_ROWS + chunk)
-    return done
 
 
-def _stale(online: OnlineStore, told_late: Mapping[str, int], max_seq: int) -> dict[EntityKey, Coverage]:
+def _stale(online: OnlineStore, told: Told) -> dict[EntityKey, Coverage]:
     """Return what neighbour rows of accounts cover, where they may lack something that came late."""
     covered: dict[EntityKey, Coverage] = {}
-    view, accounts = catalog().schema(NEIGHBOURS.name), list(told_late)
-    for start in range(0, len(accounts), READ_KEYS):
-        some: list[EntityKey] = [(account,) for account in accounts[start : start + READ_KEYS]]
+    view = catalog().schema(NEIGHBOURS.name)
+    for start in range(0, len(told.others), READ_KEYS):
+        some: list[EntityKey] = [(account,) for account in told.others[start : start + READ_KEYS]]
         (packed,) = online.read([(view, some)])
         for key, value in zip(some, packed, strict=True):
             row = _coverage(view, value)
-            if row is not None and row.seq < max_seq and row.as_of_ms > told_late[key[0]]:
+            if row is not None and row.as_of_ms > told.since_ms(row.seq):
                 covered[key] = row
     return covered
 
@@ -262,8 +277,9 @@ def _in_bulk(
     edges = EdgeTable.from_arrow(found.transactions, found.statuses, found.labels, max_seq=found.max_seq)
     del found
     keys = _by_entity(wanted)
-    told = _stale(online, _told_late(edges, keys["account"], covered[EXPOSURE.name]), edges.max_seq)
-    for view in catalog().event_views():
+    told = _stale(online, _told(edges, keys["account"], covered[EXPOSURE.name]))
+    # Neighbour rows, those of others among them, come first: see `_on_demand`.
+    for view in sorted(catalog().event_views(), key=lambda view: view.name != NEIGHBOURS.name):
         others = told if view.name == NEIGHBOURS.name else {}
         tables = batch.latest_rows(
             view,
@@ -278,12 +294,15 @@ def _in_bulk(
     return on_demand.OnDemandResult(tables={}, never_seen=on_demand.never_seen(edges, keys), max_seq=edges.max_seq)
 
 
-def _told_late(edges: EdgeTable, keys: Sequence[EntityKey], covered: Mapping[EntityKey, Coverage]) -> dict[str, int]:
-    """Return other accounts whose neighbour rows may lack what was late of `keys`, and since when."""
+def _told(edges: EdgeTable, keys: Sequence[EntityKey], covered: Mapping[EntityKey, Coverage]) -> Told:
+    """Return what was late of `keys`, and other accounts whose neighbour rows may lack it."""
     codes = edges.codes([key[0] for key in keys]).astype(np.int64)
-    seq = np.array([covered.get(key, NOTHING_COVERED).seq for key in keys], np.int64)
     known = codes >= 0
-    since_ms = first_late_ms(edges, codes[known], seq[known], late_records(edges))
+    after_seq = np.full(edges.n_accounts, NEVER_MS)
+    after_seq[codes[known]] = np.array([covered.get(key, NOTHING_COVERED).seq for key in keys], np.int64)[known]
+    late = late_records(edges)
+    new = late.seq > after_seq[late.account]
+    since_ms = first_late_ms(edges, codes[known], after_seq[codes[known]], late)
     last_ms = last_events(events(edges, catalog().schema(NEIGHBOURS.name)))
     others = np.setdiff1d(touched_accounts(edges, codes[known], since_ms, last_ms), codes)
-    return dict.fromkeys(edges.account_ids[others].tolist(), int(since_ms.min(initial=NEVER_MS)))
+    return Told.of(edges.account_ids[others].tolist(), late.seq[new], late.ts_ms[new])

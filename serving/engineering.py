@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from graph_features.errors import RingfenceError
 from graph_features.schema import EntityKey
@@ -45,6 +46,7 @@ class FeatureEngineering:
         self._task_timeout_s = task_timeout_s
         self._metrics = metrics
         self._refreshing: dict[EntityKey, asyncio.Task[dict[EntityKey, Any]]] = {}
+        self._next: dict[EntityKey, asyncio.Task[dict[EntityKey, Any]]] = {}
         self._computing: dict[Moment, asyncio.Task[dict[Moment, Any]]] = {}
         self._asking: dict[tuple[str, int], asyncio.Task[dict[tuple[str, int], Any]]] = {}
 
@@ -60,14 +62,38 @@ class FeatureEngineering:
 
     async def refresh(self, keys: Iterable[EntityKey], *, deadline: float) -> Outcome[EntityKey]:
         """Have the newest rows of accounts and pairs computed and stored online."""
+        return await self._once(self._refreshing, keys, self._refresh, deadline)
 
-        async def refresh(chunk: list[EntityKey]) -> dict[EntityKey, Any]:
-            failed: dict[EntityKey, str] = await self._call("refresh", chunk)
-            if failed:
-                log.warning("features not computed", extra={"keys": len(failed), "error": next(iter(failed.values()))})
-            return {key: _FAILED if key in failed else True for key in chunk}
+    async def renew(self, keys: Iterable[EntityKey], *, deadline: float) -> Outcome[EntityKey]:
+        """`refresh` with all that was committed before this call: work under way may have read the records before it.
 
-        return await self._once(self._refreshing, keys, refresh, deadline)
+        Keys that are at work now are done once more after that, once for all who ask meanwhile.
+        """
+        wanted = list(dict.fromkeys(keys))
+        busy = [key for key in wanted if key in self._refreshing and key not in self._next]
+        for chunk in _chunks(busy, KEYS_PER_TASK):
+            task = asyncio.ensure_future(self._after({self._refreshing[key] for key in chunk}, chunk))
+            self._next |= dict.fromkeys(chunk, task)
+            task.add_done_callback(partial(_forget, self._refreshing, chunk))
+        tasks = {key: self._next[key] for key in wanted if key in self._next}
+        tasks |= self._started(self._refreshing, [key for key in wanted if key not in tasks], self._refresh)
+        return await self._outcome({key: tasks[key] for key in wanted}, deadline)
+
+    async def _after(
+        self, running: set[asyncio.Task[dict[EntityKey, Any]]], chunk: list[EntityKey]
+    ) -> dict[EntityKey, Any]:
+        await asyncio.wait(running)
+        task = cast("asyncio.Task[dict[EntityKey, Any]]", asyncio.current_task())
+        for key in chunk:
+            del self._next[key]
+            self._refreshing[key] = task
+        return await self._refresh(chunk)
+
+    async def _refresh(self, chunk: list[EntityKey]) -> dict[EntityKey, Any]:
+        failed: dict[EntityKey, str] = await self._call("refresh", chunk)
+        if failed:
+            log.warning("features not computed", extra={"keys": len(failed), "error": next(iter(failed.values()))})
+        return {key: _FAILED if key in failed else True for key in chunk}
 
     async def rows_at(self, moments: Iterable[Moment], *, deadline: float) -> Outcome[Moment]:
         """Rows as of instants of the past, computed for the asker and stored nowhere: PackedRows by moment."""
@@ -89,13 +115,19 @@ class FeatureEngineering:
         deadline: float,
     ) -> Outcome[K]:
         """Start `work` for keys that nobody is at work on, and wait for all until `deadline` (the loop's time)."""
-        wanted = list(dict.fromkeys(keys))
+        return await self._outcome(self._started(running, list(dict.fromkeys(keys)), work), deadline)
+
+    def _started(
+        self, running: dict[K, asyncio.Task[dict[K, Any]]], wanted: list[K], work: Callable[[list[K]], Any]
+    ) -> dict[K, asyncio.Task[dict[K, Any]]]:
         for chunk in _chunks([key for key in wanted if key not in running], KEYS_PER_TASK):
             task: asyncio.Task[dict[K, Any]] = asyncio.ensure_future(work(chunk))
             for key in chunk:
                 running[key] = task
-            task.add_done_callback(lambda task, chunk=chunk: _forget(running, chunk, task))  # type: ignore[misc]
-        tasks = {key: running[key] for key in wanted}
+            task.add_done_callback(partial(_forget, running, chunk))
+        return {key: running[key] for key in wanted}
+
+    async def _outcome(self, tasks: dict[K, asyncio.Task[dict[K, Any]]], deadline: float) -> Outcome[K]:
         if tasks:
             remaining = max(0.0, deadline - asyncio.get_running_loop().time())
             await asyncio.wait(set(tasks.values()), timeout=remaining)

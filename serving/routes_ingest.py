@@ -154,7 +154,7 @@ async def _renew(services: Services, kind: str, touched: list[EntityKey], begun:
     deadline = asyncio.get_running_loop().time() + services.settings.refresh_timeout_ms / 1e3
     graph = services.graph_sync.run() if kind == "transactions" else asyncio.sleep(0)
     outcome, synced = await asyncio.gather(
-        services.engineering.refresh(touched, deadline=deadline), graph, return_exceptions=True
+        services.engineering.renew(touched, deadline=deadline), graph, return_exceptions=True
     )
     for failure in (outcome, synced):
         if isinstance(failure, RingfenceError):

@@ -18,7 +18,7 @@ from graph_features.events import NOTHING_COVERED, Coverage
 from graph_features.exposure import EXPOSURE
 from graph_features.kernels.timeline import pair_index
 from graph_features.late import touched_accounts
-from graph_features.late_records import NOTHING_LATE, Late
+from graph_features.late_records import NOBODY_TOLD, NOTHING_LATE, Late, Told
 from graph_features.neighbours import NEIGHBOURS
 from graph_features.schema import ENTITY_KEYS, EntityKey, ViewSchema
 from graph_features.settings import FeatureSettings
@@ -35,16 +35,15 @@ CoveredByView = Mapping[str, Mapping[EntityKey, Coverage]]
 class OnDemandResult:
     """Rows per view name, in no order; keys without any event; keys whose rows could not be had, with the reason.
 
-    Every asked key is in one of the three. `max_seq` is the ingest sequence that all rows include. `told_late` has
-    other accounts whose neighbour rows may lack what was late of `late_accounts`, which were asked, and since when.
+    Every asked key is in one of the three. `max_seq` is the ingest sequence that all rows include. `told` has what was
+    late of the accounts that were asked, and other accounts whose neighbour rows may lack it.
     """
 
     tables: dict[str, pa.Table]
     never_seen: set[EntityKey] = field(default_factory=set)
     failed: dict[EntityKey, str] = field(default_factory=dict)
     max_seq: int = 0
-    told_late: dict[str, int] = field(default_factory=dict)
-    late_accounts: frozenset[str] = frozenset()
+    told: Told = NOBODY_TOLD
 
 
 def latest_rows(
@@ -83,17 +82,15 @@ def latest_rows(
                 )
         parts = list(wanted.rows(known, keys, failed))
         tables[view.name] = pa.concat_tables([view.arrow_schema.empty_table(), *parts])
-    told_late: dict[str, int] = {}
-    late_accounts: frozenset[str] = frozenset()
+    told = NOBODY_TOLD
     if covered is not None and EXPOSURE.name in covered:
-        late_accounts, told_late = histories.told_late(accounts, covered[EXPOSURE.name])
+        told = histories.told(accounts, covered[EXPOSURE.name])
     return OnDemandResult(
         tables=tables,
         never_seen=never_seen(edges, keys_by_entity),
         failed=failed,
         max_seq=edges.max_seq,
-        told_late=told_late,
-        late_accounts=late_accounts,
+        told=told,
     )
 
 
@@ -122,17 +119,14 @@ class _Histories:
         ids = self.edges.account_ids.tolist()
         return self.snapshot.late(ids, np.full(len(ids), after_seq))
 
-    def told_late(
-        self, accounts: Sequence[str], covered: Mapping[EntityKey, Coverage]
-    ) -> tuple[frozenset[str], dict[str, int]]:
-        """Return accounts of which something was late, counterparties that have rows since then, and since when."""
-        nobody: frozenset[str] = frozenset()
+    def told(self, accounts: Sequence[str], covered: Mapping[EntityKey, Coverage]) -> Told:
+        """Return what was late of accounts since their rows, and counterparties that have rows since then."""
         if self.snapshot is None:
-            return nobody, {}
+            return NOBODY_TOLD
         after_seq = np.array([covered.get((account,), NOTHING_COVERED).seq for account in accounts], np.int64)
         late = self.snapshot.late(accounts, after_seq)
         if not len(late.seq):
-            return nobody, {}
+            return NOBODY_TOLD
         since_ms = np.full(len(accounts), NEVER_MS)
         np.minimum.at(since_ms, late.account, late.ts_ms)
         last_of = self.snapshot.last_since(int(since_ms.min()))
@@ -140,8 +134,7 @@ class _Histories:
         codes = self.edges.codes(list(accounts))
         touched = touched_accounts(self.edges, codes[codes >= 0], since_ms[codes >= 0], last_ms)
         others = self.edges.account_ids[np.setdiff1d(touched, codes)].tolist()
-        late_accounts = frozenset(accounts[at] for at in np.unique(late.account).tolist())
-        return late_accounts, dict.fromkeys(others, int(since_ms.min()))
+        return Told.of(others, late.seq, late.ts_ms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -228,6 +228,80 @@ def test_what_is_late_renews_exactly_the_neighbour_rows_that_it_changes(
     }
 
 
+def late_hub(stories: Any) -> House:
+    """A hub that six others dealt with, of one of whose payments a label came late; each has later rows."""
+    house, start = House(stories, indexed=True), stories.START_MS
+    pay = functools.partial(stories.Payment, amount=500)
+    pairs = [*((one, "hub") for one in "abcdef"), *((one, "shop") for one in "abcdef")]
+    payments = [
+        pay(id=f"t{k:02d}", ts_ms=start + k * 1_000, sender=sender, receiver=receiver)
+        for k, (sender, receiver) in enumerate(pairs)
+    ]
+    house.arrive(stories.History(payments=tuple(payments)))
+    house.refresh()
+    assert house.online.marks == {}
+    house.arrive(stories.History(labels=(stories.Change(id="t00", ts_ms=start + 6_500, value="receiver"),)))
+    return house
+
+
+def assert_complete(house: House) -> None:
+    """Online and offline, every row is what it would be had all been known at once."""
+    view = catalog().schema("account_neighbours")
+    rows = {key: row for key, row in house.offline.rows.items() if key[0] == view.name}
+    assert without_version(rows[key] for key in sorted(rows)) == wanted(house.records.history, view, newest=False)
+    assert house.online.marks == {}
+
+
+def test_a_hub_whose_counterparties_are_too_many_leaves_the_marks_to_them(stories: Any) -> None:
+    """Its own rows are renewed and no longer pending; theirs are pending, and complete when they are refreshed."""
+    house = late_hub(stories)
+    report = house.refresh(sorted(house.online.marks), bulk_keys=3)
+    assert report.failed == {}
+    assert house.online.rows[("account_exposure", ("hub",))]["event_timestamp"] is not None
+    told = ["b", "c", "d", "e", "f", "shop"]
+    assert sorted(house.online.marks) == [(one,) for one in told]
+    for one in told:
+        house.refresh([(one,)], bulk_keys=3)
+    assert_complete(house)
+
+
+@pytest.mark.parametrize("bulk_keys", [0, 100])
+def test_a_crash_after_any_write_leaves_no_counterparty_untold(stories: Any, bulk_keys: int) -> None:
+    """However many writes went through before a refresh ended, the next one brings the counterparties up to date."""
+    for survived in range(30):
+        house, left = late_hub(stories), survived
+
+        def crash() -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise ConnectionError("the store is away")
+
+        house.online.fail = crash
+        try:
+            house.refresh(bulk_keys=bulk_keys)
+            break
+        except ConnectionError:
+            house.online.fail = lambda: None
+        house.refresh(bulk_keys=bulk_keys)
+        assert_complete(house)
+    assert survived >= 3
+
+
+def test_news_in_order_tell_nobody(stories: Any) -> None:
+    """An account without a row learns its whole past, late records too; rows made since hold all that and stay."""
+    house = late_hub(stories)
+    house.refresh()
+    for view in catalog().event_views():
+        house.online.rows.pop((view.name, ("hub",)), None)
+    pay = stories.Payment(id="new", ts_ms=stories.START_MS + 60_000, sender="a", receiver="hub", amount=500)
+    house.arrive(stories.History(payments=(pay,)))
+    before = {key: row for key, row in house.online.rows.items() if key[1][0] in "bcdef"}
+    assert house.refresh([("a",), ("hub",), ("a", "hub")], bulk_keys=3).failed == {}
+    assert house.online.marks == {}
+    assert {key: house.online.rows[key] for key in before} == before
+
+
 @pytest.fixture
 def busy(stories: Any) -> House:
     """A house into which a few payments have come."""
