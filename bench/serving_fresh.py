@@ -24,7 +24,7 @@ COLD = {1: 7, 100: 5, 1_000: 3}
 
 WRITES = 40
 STEP_MS = 20
-"""From one payment to the next, by their own times: thousands of runs fit into the hour before the instant scored at."""
+"""From a payment to the next by their own times: thousands of runs fit into the hour before the instant scored at."""
 
 FRESH_GOAL_S = 1.0
 DEADLINE_MS = 20_000
@@ -109,9 +109,9 @@ def _write_and_read(world: World, http: httpx.Client) -> tuple[list[float], list
         one = f"fresh-{time.time_ns()}"
         row |= {"transaction_id": one, "event_timestamp": _text(moment)}
         paid.append(_until(http, "/transactions?refresh=async", {"transactions": [row]}, row["sender_id"], "activity"))
+        known = moment + timedelta(milliseconds=STEP_MS // 2)
         label: dict[str, Any] = {
-            "transaction_id": one, "is_fraud": True, "label_timestamp": _text(moment + timedelta(milliseconds=STEP_MS // 2)),
-            "fraud_party": "both",
+            "transaction_id": one, "is_fraud": True, "label_timestamp": _text(known), "fraud_party": "both",
         }  # fmt: skip
         labelled.append(_until(http, "/labels?refresh=async", {"labels": [label]}, row["sender_id"], "exposure"))
     return paid, labelled

@@ -60,7 +60,8 @@ class World:
     @property
     def newest_ms(self) -> int:
         """The time of the last payment in the records, those of earlier runs included."""
-        with psycopg.connect(**self.services.postgres.conninfo()) as connection:
+        options: Any = self.services.postgres.conninfo()
+        with psycopg.connect(**options) as connection:
             row = connection.execute("SELECT max(event_timestamp) FROM ringfence.transactions").fetchone()
         assert row is not None
         return to_ms(row[0])
