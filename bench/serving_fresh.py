@@ -85,6 +85,9 @@ def freshness(world: World, *, seconds: float, rounds: int) -> list[Figure]:  # 
             stop.set()
             background.join()
     note(f"  beside {np.mean([one.per_second for one in loads]):.1f} requests/s of 20 payments")
+    for what, taken in (("payments", paid), ("labels", labelled)):
+        slowest = sorted(((one, at) for at, one in enumerate(taken)), reverse=True)[:3]
+        note(f"  slowest {what}: {', '.join(f'{one:.2f} s (write {at})' for one, at in slowest)}")
     shown = f"{WRITES} writes of one row, one after the other, beside one client that scores 20 payments a request"
     return [
         Figure(name=f"{what} until online: {name}", value=float(np.quantile(taken, share)), unit="s",

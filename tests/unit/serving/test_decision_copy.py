@@ -40,7 +40,8 @@ def batches(draw: st.DrawFn) -> DecisionBatch:
     as_of_ms = np.array(draw(st.lists(moments, min_size=6 * n, max_size=6 * n)), np.int64)
     degraded = {"role": "sender", "view": draw(ODD), "reason": "stale", "cause": None}
     return DecisionBatch(
-        request_ids=[draw(ODD) for _ in rows], scored_at_ms=draw(st.integers(0, 2**41)), model_name=draw(ODD), model_version="1",
+        request_ids=[draw(ODD) for _ in rows],
+        scored_at_ms=draw(st.integers(0, 2**41)), model_name=draw(ODD), model_version="1",
         model_alias="champion", feature_hash="h", threshold=draw(st.floats(0, 1)),
         payments=stream_of(pa.Table.from_pylist(rows, TRANSACTION_SCHEMA)),
         score=np.array(draw(st.lists(st.floats(0, 1, width=32), min_size=n, max_size=n)), np.float32).tobytes(),

@@ -18,7 +18,7 @@ from graph_features.schema import Cadence, DType, FeatureSchema, Renewal, ViewSc
 from graph_features.stores.blocks import RowBlock
 from graph_features.stores.codec import encode
 from serving import online
-from serving.api import FeatureVector, OnlineFeaturesMetadata, OnlineFeaturesReply
+from serving.api_feast import FeatureVector, OnlineFeaturesMetadata, OnlineFeaturesReply
 from serving.vectors import NAMES_KEPT, PLANS_KEPT, ColumnReader, Plans, ScalarReader
 
 NO_TIME = "1970-01-01T00:00:00Z"
