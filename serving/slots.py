@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import struct
 import threading
@@ -12,6 +13,7 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -149,6 +151,11 @@ class Slot(threading.Thread):
         self._pipe: Connection | None = None
 
     def run(self) -> None:
+        # The fork server is started from here and inherits this: a stop that is sent to the whole group, as process
+        # managers do, must not end it, for the workers would count as dead while their last tasks are still at work.
+        # The tracker comes first: what starts it takes the block off again.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         while not self._shared.closing:
             if not self._ensure_process():
                 continue
