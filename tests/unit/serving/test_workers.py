@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,3 +108,10 @@ def test_a_silent_store_is_no_hung_worker(monkeypatch: pytest.MonkeyPatch, model
         assert given[2] < FIRST_ATTEMPT * 8
         assert time.monotonic() - begun < 2 * given[2]
         worker.close()
+
+
+def test_what_workers_run_again_imports_nothing_of_the_server() -> None:
+    """The module that a server is started by runs in each of its workers too: it must not bring the server along."""
+    code = "import serving.main, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"fastapi", "uvicorn", "sqlalchemy", "serving.app", *FORBIDDEN} & set(done.stdout.split())
