@@ -25,13 +25,16 @@ SLOW_S = 0.5
 class Proxy:
     """Listens on `port` of the loopback and passes everything on to `target`; has a loop and a thread of its own.
 
-    pass: as if it were not there. slow: every piece arrives SLOW_S later, in both directions. refuse: open connections
-    are reset, and new ones too, as if nobody listened. cut: open connections are reset once, new ones are passed on.
+    pass: as if it were not there. slow: what is answered arrives SLOW_S later than it was. refuse: open connections are
+    reset, and new ones too, as if nobody listened. cut: open connections are reset once, new ones are passed on.
     silent: connections are taken and nothing ever arrives, as when a machine has lost its power.
+
+    `touched` counts the connections and pieces that have met with one of these.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
+        self.touched = 0
         self._mode = Mode.PASS
         self._open: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -58,6 +61,7 @@ class Proxy:
         self._mode = Mode.PASS if mode is Mode.CUT else mode
         # What was held up while silent would arrive out of its time: its connections end with it.
         if mode is not Mode.SLOW:
+            self.touched += len(self._open)
             for writer in list(self._open):
                 _reset(writer)
 
@@ -71,6 +75,7 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._mode is Mode.REFUSE:
+            self.touched += 1
             _reset(writer)
             return
         self._open.add(writer)
@@ -82,7 +87,7 @@ class Proxy:
             return
         self._open.add(their_writer)
         try:
-            await asyncio.gather(self._copy(reader, their_writer), self._copy(their_reader, writer))
+            await asyncio.gather(self._copy(reader, their_writer), self._answer(their_reader, writer))
         finally:
             for one in (writer, their_writer):
                 self._open.discard(one)
@@ -91,13 +96,35 @@ class Proxy:
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(1 << 16):
-                if self._mode is Mode.SLOW:
-                    await asyncio.sleep(SLOW_S)
-                while self._mode is Mode.SILENT:
-                    await asyncio.sleep(0.05)
-                writer.write(data)
-                await writer.drain()
+                await self._pass(data, writer)
         writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what comes, each piece in its time: later when slow, but not behind all that came before it."""
+        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        passing = asyncio.ensure_future(self._deliver(pieces, writer))
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                slow = self._mode is Mode.SLOW
+                self.touched += slow
+                pieces.put_nowait((self._loop.time() + SLOW_S * slow, data))
+        pieces.put_nowait((0.0, b""))
+        await passing
+
+    async def _deliver(self, pieces: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while (piece := await pieces.get())[1]:
+                await asyncio.sleep(max(0.0, piece[0] - self._loop.time()))
+                await self._pass(piece[1], writer)
+        writer.close()
+
+    async def _pass(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        if self._mode is Mode.SILENT:
+            self.touched += 1
+        while self._mode is Mode.SILENT:
+            await asyncio.sleep(0.05)
+        writer.write(data)
+        await writer.drain()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -35,7 +35,7 @@ from graph_features.tuples import InputTuples, TransactionColumns, row_requests
 from serving.api import PredictRequest
 from serving.parse import decode
 from serving.payments import Payments
-from serving.scorer import ModelRef, Shard, ShardScorer, judge
+from serving.scorer import ModelRef, Shard, ShardScorer, ShardScores, judge
 from training.bundle import Bundle
 
 LARGE, WORKERS = 1_000, 2
@@ -84,11 +84,13 @@ class Case:
 
     def expected(self) -> list[float]:
         """Scores by hand."""
-        ref = ModelRef(name="ringfence", version=self.model.name, alias="champion", path=str(self.model))
-        scores: list[float] = (
-            ShardScorer(self.world.online).score(ref, Shard(transactions=self.columns)).score.astype(float).tolist()
-        )
+        scores: list[float] = self.scored().score.astype(float).tolist()
         return scores
+
+    def scored(self) -> ShardScores:
+        """What a worker makes of these payments, from the rows that are online now."""
+        ref = ModelRef(name="ringfence", version=self.model.name, alias="champion", path=str(self.model))
+        return ShardScorer(self.world.online).score(ref, Shard(transactions=self.columns))
 
     def names(self) -> list[bytes]:
         """Keys of every row that these payments are scored from, each once."""

@@ -14,26 +14,24 @@ import threading
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import psutil
 
 from bench.features_data import Payments
 from bench.homes import guarded_home
-from bench.http_load import KEY, Load, closed_loop, once, open_loop
+from bench.http_load import Load, closed_loop, once, open_loop
 from bench.report import Figure, publish
 from bench.serving_load import requests
 from bench.serving_world import Process, World, serving
+from bench.serving_writes import Writer
 from bench.timing import note
 
 SHARE = 0.5
 EVERY_S = 5.0
 STRETCH_S = 10.0
-SIZE = 20
+SIZE, WRITTEN = 20, 1_000
 MB = 1_000_000
 MEMORY_GOAL, FILES_GOAL, P99_GOAL = 1.05, 1.05, 1.5
 """Most that the last fifth may be of the second."""
@@ -80,36 +78,6 @@ class Watch(threading.Thread):
         self.join()
 
 
-class Writer(threading.Thread):
-    """Sends a payment and its label every second, so that rows are renewed and decisions of other rows are made."""
-
-    def __init__(self, world: World, http: httpx.Client) -> None:
-        super().__init__(daemon=True)
-        self.statuses: dict[int, int] = {}
-        self._world, self._http = world, http
-        self._done = threading.Event()
-
-    def run(self) -> None:
-        start = datetime.fromtimestamp(self._world.now_ms / 1e3, UTC)
-        at = 0
-        while not self._done.wait(1.0):
-            at += 1
-            (row,) = self._world.transactions(1, seed=90_000 + at)
-            moment, one = start + timedelta(seconds=at), f"soak-{time.time_ns()}"
-            row |= {"transaction_id": one, "event_timestamp": moment.isoformat().replace("+00:00", "Z")}
-            label = {"transaction_id": one, "is_fraud": False, "label_timestamp": row["event_timestamp"]}
-            for path, body in (("/transactions", {"transactions": [row]}), ("/labels", {"labels": [label]})):
-                self._count(path, body)
-
-    def _count(self, path: str, body: dict[str, Any]) -> None:
-        status = self._http.post(f"{path}?refresh=async", json=body).status_code
-        self.statuses[status] = self.statuses.get(status, 0) + 1
-
-    def stop(self) -> None:
-        self._done.set()
-        self.join()
-
-
 def soak(world: World, server: Process, minutes: float) -> list[Figure]:
     """The load, and how the end compares with the beginning."""
     sent = requests(world, 400, SIZE, seed=71)
@@ -119,13 +87,12 @@ def soak(world: World, server: Process, minutes: float) -> list[Figure]:
     watch.start()
     loads: list[Load] = []
     end = time.monotonic() + 60 * minutes
-    with httpx.Client(base_url=server.url, timeout=60, headers={"X-API-Key": KEY}) as http:
-        writer = Writer(world, http)
-        writer.start()
-        while time.monotonic() < end:
-            loads.append(open_loop(server.url, sent, rate=SHARE * capacity, seconds=STRETCH_S, seed=len(loads)))
-            note(f"  {len(loads)}: p99 {loads[-1].quantile_ms(0.99):.0f} ms, {loads[-1].failed} failed")
-        writer.stop()
+    writer = Writer(world, server.url, world.transactions(WRITTEN, seed=90))
+    writer.start()
+    while time.monotonic() < end:
+        loads.append(open_loop(server.url, sent, rate=SHARE * capacity, seconds=STRETCH_S, seed=len(loads)))
+        note(f"  {len(loads)}: p99 {loads[-1].quantile_ms(0.99):.0f} ms, {loads[-1].failed} failed")
+    writer.stop()
     watch.stop()
     return compared(capacity, loads, watch.looks, writer.statuses)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from graph_features.settings import Neo4jSettings, PlatformSettings, PostgresSettings, Profile, RedisSettings, load
@@ -36,12 +37,14 @@ def open_graph(platform: PlatformSettings) -> GraphStore:
     return DuckdbGraph(platform.home / "graph")
 
 
-def open_online(platform: PlatformSettings) -> OnlineStore:
-    """Newest rows: Redis, or SQLite in RINGFENCE_HOME."""
+def open_online(platform: PlatformSettings, *, answer_s: float = math.inf) -> OnlineStore:
+    """Newest rows: Redis, which is waited for at most `answer_s` where its own setting is longer, or SQLite."""
     if platform.profile is Profile.SERVICES:
         from graph_features.stores.redis import RedisOnlineStore
 
-        return RedisOnlineStore(load(RedisSettings), project=platform.project)
+        settings = load(RedisSettings)
+        settings = settings.model_copy(update={"timeout_s": min(settings.timeout_s, answer_s)})
+        return RedisOnlineStore(settings, project=platform.project)
     from graph_features.stores.sqlite import SqliteOnlineStore
 
     return SqliteOnlineStore(platform.home / "online.sqlite", project=platform.project)

@@ -29,7 +29,7 @@ Amount = Annotated[
         description="Major units of `currency`, 0 or more, as a JSON number or a decimal string.",
         examples=[129.9],
         extra_json_schema={
-            "type": ["number", "string"],
+            "type": ["integer", "number", "string"],
             "format": "decimal",
             "pattern": r"^[0-9]{1,16}(\.[0-9]{1,4})?$",
             "minimum": 0,

@@ -59,13 +59,14 @@ def create_app(platform: PlatformSettings, settings: ServingSettings, *, build: 
 
     app = FastAPI(title="Ringfence", version=_version(), description=_DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.add_middleware(RequestMiddleware, shared=shared)
-    problems.install(app)
+    routes = [route for router in ROUTERS for route in router.routes]
+    problems.install(app, routes)
     for router in ROUTERS:
         app.include_router(router)
     shared.direct = DirectRoutes(app, ROUTERS)
     openapi.install(
         app,
-        [route for router in ROUTERS for route in router.routes],
+        routes,
         examples=lambda: routes_feast.examples(app.state.services.stores.schemas),
     )
     return app

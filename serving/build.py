@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -35,7 +36,7 @@ from serving.metrics import Metrics
 from serving.models import ModelFollower
 from serving.payments import Payments
 from serving.pool import InlinePool, Pool, ProcessPool
-from serving.predict import Predictor
+from serving.predict import FIRST_ATTEMPT, Predictor
 from serving.services import Services, Stores
 from serving.shadow import Shadow
 from serving.threads import ThreadPool
@@ -172,6 +173,9 @@ _HANDLERS = {
 }
 
 
+_READ_SHARE = 0.75
+"""What the online store may take of the time after which a scoring worker counts as hung."""
+
 _ON_RAY = frozenset({"inference", "features"})
 """The others work on files of this machine, or send parts of their work to Ray themselves."""
 
@@ -181,9 +185,9 @@ def _pool(platform: PlatformSettings, settings: ServingSettings, name: str, size
         from serving.ray_pool import RayPool
 
         # What a node must know of the settings goes along with each start; secrets do not.
-        spec = HandlerSpec(target=_HANDLERS[name], args=(platform, {}))
+        spec = HandlerSpec(target=_HANDLERS[name], args=arguments(platform, settings, name, {}))
         return RayPool(name=name, size=size, spec=spec, settings=load(ExecutorSettings))
-    spec = HandlerSpec(target=_HANDLERS[name], args=(platform, own_environment()))
+    spec = HandlerSpec(target=_HANDLERS[name], args=arguments(platform, settings, name, own_environment()))
     make: Callable[[], object] = spec.build
     if settings.pool is PoolKind.THREAD and name == "inference":
         return ThreadPool(name=name, size=size, build=make)
@@ -191,3 +195,13 @@ def _pool(platform: PlatformSettings, settings: ServingSettings, name: str, size
         return InlinePool(name=name, size=1 if name == "inference" else size, build=make)
     memory_mb = 0 if name == "jobs" else settings.worker_memory_mb
     return ProcessPool(name=name, size=size, spec=spec, preload=PRELOADED, memory_mb=memory_mb)
+
+
+def arguments(
+    platform: PlatformSettings, settings: ServingSettings, name: str, environment: dict[str, str]
+) -> tuple[Any, ...]:
+    """What a worker's handler is built with."""
+    if name != "inference":
+        return platform, environment
+    # A store that is silent must not be taken for a worker that hangs: workers would be ended as long as it lasts.
+    return platform, environment, _READ_SHARE * FIRST_ATTEMPT * settings.score_timeout_ms / 1e3

@@ -1,4 +1,8 @@
-"""Runs the server in this process: uvicorn, one process, drained on SIGTERM."""
+"""Runs the server in this process: uvicorn, one process, drained on SIGTERM.
+
+Started as `python -m serving.main` this module is what every worker process runs again before anything else, as
+multiprocessing has it: whatever it imports at its top, each of them pays for at each start and holds.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,12 @@ import signal
 from types import FrameType
 from typing import NoReturn
 
-import uvicorn
-
 from graph_features.settings import (
     PlatformSettings,
     ServingSettings,
     export_services_environment,
     load,
 )
-from serving import logs
-from serving.app import create_app
-from serving.auth import is_loopback
-from serving.processes import Parent, exported, inherited
-from serving.protocol import limited
 
 log = logging.getLogger("ringfence.serving")
 
@@ -32,7 +29,14 @@ def run(platform: PlatformSettings | None = None, settings: ServingSettings | No
     export_services_environment()
     platform = platform or load(PlatformSettings)
     settings = settings or load(ServingSettings)
+    import uvicorn
+
+    from serving import logs
+    from serving.app import create_app
+    from serving.auth import is_loopback
     from serving.build import check_access
+    from serving.processes import Parent, exported, inherited
+    from serving.protocol import limited
 
     guarded = check_access(platform, settings)
     # MLflow would put its own lines between ours.

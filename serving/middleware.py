@@ -25,6 +25,9 @@ from serving.problems import RETRY_AFTER_S, OverloadedError, problem_of, respond
 
 log = logging.getLogger("ringfence.serving.access")
 
+PLACE = "ringfence.place"
+"""Where a request's scope has its Place, if it needs one."""
+
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ALWAYS_ANSWERED = ("/health", "/metrics", "/v2/health")
 # An API's answers are data: no browser should guess their kind, keep, frame, embed or run them.
@@ -74,6 +77,29 @@ class Shared:
         found[1].observe(seconds)
 
 
+class Place:
+    """A request's place among those at work: it is given up while the request waits for its client."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._held = False
+
+    def take(self) -> None:
+        """Have a place; raise OverloadedError where all are taken."""
+        if self._shared.in_flight >= self._shared.max_in_flight:
+            if self._shared.metrics is not None:
+                self._shared.metrics.refused.inc()
+            raise OverloadedError
+        self._shared.in_flight += 1
+        self._held = True
+
+    def leave(self) -> None:
+        """Let another have it; may be called again."""
+        if self._held:
+            self._shared.in_flight -= 1
+            self._held = False
+
+
 class RequestMiddleware:
     """Pure ASGI: costs microseconds and never touches a body."""
 
@@ -102,30 +128,29 @@ class RequestMiddleware:
                 message = {**message, "headers": [*message.get("headers", ()), own, *usual]}
             await send(message)
 
-        counted = not scope["path"].startswith(_ALWAYS_ANSWERED)
         with traces.request_span(headers, request_id) as span:
             try:
-                if counted and self._shared.in_flight >= self._shared.max_in_flight:
-                    await self._refuse(scope, receive, answer)
-                else:
-                    await self._run(scope, receive, answer, counted=counted)
+                await self._run(scope, receive, answer)
             finally:
                 self._record(scope, status, time.perf_counter() - begun, span)
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send, *, counted: bool) -> None:
-        shared = self._shared
-        direct = None if shared.direct is None else shared.direct.find(scope)
-        shared.in_flight += counted
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        direct = None if self._shared.direct is None else self._shared.direct.find(scope)
+        app = direct or self._app
+        if scope["path"].startswith(_ALWAYS_ANSWERED):
+            await app(scope, receive, send)
+            return
+        place = scope[PLACE] = Place(self._shared)
         try:
-            await (direct or self._app)(scope, receive, send)
+            place.take()
+        except OverloadedError as error:
+            response = respond(problem_of(error, Request(scope)), {"Retry-After": str(RETRY_AFTER_S)})
+            await response(scope, receive, send)
+            return
+        try:
+            await app(scope, receive, send)
         finally:
-            shared.in_flight -= counted
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._shared.metrics is not None:
-            self._shared.metrics.refused.inc()
-        problem = problem_of(OverloadedError(), Request(scope))
-        await respond(problem, {"Retry-After": str(RETRY_AFTER_S)})(scope, receive, send)
+            place.leave()
 
     def _record(self, scope: Scope, status: int, seconds: float, span: Any) -> None:
         # Paths and methods of the client's own making would make labels without end.

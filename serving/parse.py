@@ -15,6 +15,7 @@ from fastapi import Request
 
 from graph_features.errors import InvalidInputError
 from graph_features.settings import ServingSettings
+from serving.middleware import PLACE
 from serving.problems import SlowBodyError, TooLargeError
 
 T = TypeVar("T")
@@ -33,8 +34,8 @@ _STEP = re.compile(r"\[(\d+)\]|\[\.\.\.\]|([^.\[\]]+)")
 async def read_body(request: Request, settings: ServingSettings) -> bytes:
     """Return the body; raise TooLargeError as soon as it is known to be larger than `settings` allow.
 
-    Raises SlowBodyError when it does not arrive in time: a client that sends a byte now and then must not hold a place
-    for ever.
+    Raises SlowBodyError when it does not arrive in time. Until it is there the request holds no place among those at
+    work: clients that send a byte now and then must not keep others out. Raises OverloadedError where there is none.
     """
     limit_bytes = settings.max_body_bytes
     declared = request.headers.get("content-length", "")
@@ -42,6 +43,9 @@ async def read_body(request: Request, settings: ServingSettings) -> bytes:
         raise _too_large(int(declared), limit_bytes)
     chunks: list[bytes] = []
     size = 0
+    place = request.scope.get(PLACE)
+    if place is not None:
+        place.leave()
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             async for chunk in request.stream():
@@ -51,6 +55,8 @@ async def read_body(request: Request, settings: ServingSettings) -> bytes:
                 chunks.append(chunk)
     except TimeoutError:
         raise SlowBodyError(f"The body did not arrive within {settings.body_timeout_s:g} s.") from None
+    if place is not None:
+        place.take()
     return b"".join(chunks)
 
 

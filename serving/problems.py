@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
 
 from graph_features.errors import (
     ConflictError,
@@ -140,10 +142,10 @@ def request_id(request: Request) -> str:
     return str(request.scope.get("ringfence.request_id", ""))
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Answer every error of `app`, which has these routes, with a problem."""
     app.add_exception_handler(RingfenceError, _ringfence)  # type: ignore[arg-type]
-    app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, partial(_http, routes))
     app.add_exception_handler(RequestValidationError, _parameters)  # type: ignore[arg-type]
     app.add_exception_handler(ClientDisconnect, _gone)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _unexpected)
@@ -163,7 +165,7 @@ def _headers(error: RingfenceError, status: int) -> dict[str, str]:
     return {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
 
 
-async def _http(request: Request, error: HTTPException) -> Response:
+async def _http(routes: Sequence[BaseRoute], request: Request, error: HTTPException) -> Response:
     problem = Problem(
         type="about:blank",
         title=str(error.detail),
@@ -172,7 +174,17 @@ async def _http(request: Request, error: HTTPException) -> Response:
         instance=request.url.path,
         request_id=request_id(request),
     )
-    return respond(problem, error.headers)
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        # Starlette names the methods of the route that it found first; GET and POST of one path are two.
+        headers["Allow"] = ", ".join(sorted(_allowed(routes, request))) or headers["Allow"]
+    return respond(problem, headers)
+
+
+def _allowed(routes: Sequence[BaseRoute], request: Request) -> set[str]:
+    """The methods of every route that has this path."""
+    found = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in found for method in getattr(route, "methods", None) or ()}
 
 
 async def _parameters(request: Request, error: RequestValidationError) -> Response:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 import time
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -51,6 +53,14 @@ class ProcessSlot(Slot):
         self._memory_limit = memory_limit
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+
+    def run(self) -> None:
+        # The fork server is started from here and inherits this: a stop that is sent to the whole group, as process
+        # managers do, must not end it, for the workers would count as dead while their last tasks are still at work.
+        # The tracker comes first: what starts it takes the block off again.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        super().run()
 
     def _ensure_worker(self) -> bool:
         if self._process is not None:

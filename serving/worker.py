@@ -61,6 +61,8 @@ def worker_main(pipe: Connection, spec: HandlerSpec) -> None:
     # signal the whole group must not cut them short.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # What the fork server has imported is here to stay: collecting it takes longer than all the rest of a start.
+    gc.freeze()
     try:
         handler = spec.build()
     except Exception as error:  # noqa: BLE001 - reported to the parent, which decides

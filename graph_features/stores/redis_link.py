@@ -135,8 +135,9 @@ def _client(target: RedisTarget) -> redis.Redis:
     options: dict[str, Any] = {
         "socket_keepalive": True,
         "health_check_interval": 30,
-        # One repeat hides a connection that the server closed while idle; every command here may be repeated.
-        "retry": Retry(ExponentialBackoff(cap=0.2, base=0.05), 1),
+        # One repeat hides a connection that the server closed while idle; every command here may be repeated. What has
+        # not answered in time would not answer the repeat either, and the caller would wait for several times as long.
+        "retry": Retry(ExponentialBackoff(cap=0.2, base=0.05), 1, supported_errors=(redis.ConnectionError,)),
         "client_name": "ringfence",
         **target.options,
     }

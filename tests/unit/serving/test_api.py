@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -372,3 +373,38 @@ def test_slow_body_is_408(run_app: Any) -> None:
         yield b"}"
 
     assert client.post("/predict", content=slow()).status_code == 408
+
+
+def test_slow_bodies_keep_nobody_out(run_app: Any, payment: Any) -> None:
+    """Clients that are still sending hold no place among the requests at work, and get one when they are done."""
+    import asyncio
+    from collections.abc import AsyncIterator
+
+    client, _ = run_app(max_in_flight=1)
+    body = json.dumps({"transactions": [payment]}).encode()
+    answered = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield body[:9]
+        await answered.wait()
+        yield body[9:]
+
+    async def others() -> list[int]:
+        waiting = [asyncio.ensure_future(client._http.post("/predict", content=slow())) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        statuses = [(await client._http.post("/predict", content=body)).status_code for _ in range(2)]
+        answered.set()
+        return [*statuses, *sorted([(await reply).status_code for reply in waiting])]
+
+    statuses = client.run(others())
+    assert statuses[:2] == [200, 200]
+    assert 200 in statuses[2:]
+    assert set(statuses[2:]) <= {200, 503}
+
+
+def test_405_allows_every_method_of_the_path(run_app: Any) -> None:
+    """A path with two methods names both in Allow, whichever of its routes comes first."""
+    client, _ = run_app()
+    reply = client.run(client._http.request("OPTIONS", "/jobs"))
+    assert (reply.status_code, reply.headers["allow"]) == (405, "GET, POST")
+    assert reply.json()["status"] == 405

@@ -6,6 +6,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from serving.threads import ThreadPool
 from serving.worker import HandlerSpec
 
 HANDLER = """
-import os, signal, time
+import gc, os, signal, time
 from pathlib import Path
 
 from graph_features.errors import StoreUnavailableError
@@ -26,6 +27,7 @@ from graph_features.errors import StoreUnavailableError
 
 class Handler:
     def __init__(self, folder):
+        self.frozen = gc.get_freeze_count()
         self.folder = Path(folder)
         if (self.folder / "refuse").exists():
             raise OSError("told to refuse")
@@ -33,6 +35,9 @@ class Handler:
 
     def pid(self):
         return os.getpid()
+
+    def frozen_at_start(self):
+        return self.frozen
 
     def greet(self, name):
         self.greeting = name
@@ -268,6 +273,25 @@ def test_workers_ignore_signals_to_the_group(make_pool: MakePool) -> None:
     os.kill(worker, signal.SIGTERM)
     os.kill(worker, signal.SIGINT)
     assert future.result(timeout=60) == worker
+
+
+def test_a_stop_of_the_group_leaves_the_fork_server_to_the_workers(make_pool: MakePool) -> None:
+    """SIGTERM to the fork server must not make its workers count as dead, nor keep new ones from starting."""
+    forkserver._forkserver._stop()  # one that another test has started may have been started otherwise
+    pool = make_pool(size=2)
+    pool.wait_ready()
+    server = forkserver._forkserver._forkserver_pid
+    os.kill(server, signal.SIGTERM)
+    future = pool.submit("sleep", 0.3, timeout_s=60)
+    assert future.result(timeout=60) in pool.status().pids
+    os.kill(ask(pool, "pid"), signal.SIGKILL)
+    until(lambda: pool.status().restarts == 1 and pool.status().alive == 2)
+    assert forkserver._forkserver._forkserver_pid == server
+
+
+def test_what_the_fork_server_imported_is_not_collected_again(make_pool: MakePool) -> None:
+    """A worker's first collections must pass over what it shares with the others: that is most of its start."""
+    assert ask(make_pool(), "frozen_at_start") > 1_000
 
 
 def test_cancelled_call_is_not_run(make_pool: MakePool) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from graph_features.settings import PlatformSettings
+from graph_features.errors import StoreUnavailableError
+from graph_features.settings import PlatformSettings, Profile, ServingSettings
 from graph_features.stores.sqlite import SqliteOnlineStore
-from serving.build import PRELOADED
-from serving.inference import own_environment
+from serving.build import PRELOADED, arguments
+from serving.inference import InferenceWorker, own_environment
 from serving.pool import ProcessPool
+from serving.predict import FIRST_ATTEMPT
 from serving.scorer import Shard, ShardScorer
 from serving.worker import HandlerSpec
 
@@ -85,3 +90,28 @@ def until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def test_a_silent_store_is_no_hung_worker(monkeypatch: pytest.MonkeyPatch, model: Any, tiny: SimpleNamespace) -> None:
+    """Redis that takes connections and says nothing must be named before its worker would count as hung."""
+    settings = ServingSettings(score_timeout_ms=8_000)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("RINGFENCE_REDIS_PORT", str(silent.getsockname()[1]))
+        monkeypatch.setenv("RINGFENCE_REDIS_TIMEOUT_S", "60")
+        given = arguments(PlatformSettings(profile=Profile.SERVICES), settings, "inference", {})
+        worker = InferenceWorker(*given)
+        worker.load(model.ref)
+        begun = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match="Redis"):
+            worker.score(model.ref, Shard(transactions=tiny.payments_of([("a", "b", tiny.T0)])))
+        # Asked once, for less than a first attempt's time.
+        assert given[2] < FIRST_ATTEMPT * 8
+        assert time.monotonic() - begun < 2 * given[2]
+        worker.close()
+
+
+def test_what_workers_run_again_imports_nothing_of_the_server() -> None:
+    """The module that a server is started by runs in each of its workers too: it must not bring the server along."""
+    code = "import serving.main, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"fastapi", "uvicorn", "sqlalchemy", "serving.app", *FORBIDDEN} & set(done.stdout.split())
