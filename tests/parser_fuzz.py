@@ -19,16 +19,15 @@ from graph_features.errors import InvalidInputError
 from graph_features.ingest.requests import transaction_table
 from graph_features.settings import IngestSettings
 from serving.api import (
-    InferRequest,
     JobRequest,
     LabelsRequest,
-    OnlineFeaturesRequest,
     PredictRequest,
-    PushRequest,
     StatusesRequest,
     Transaction,
     TransactionsRequest,
 )
+from serving.api_feast import OnlineFeaturesRequest, PushRequest
+from serving.api_v2 import InferRequest
 from serving.parse import check_batch, decode
 from serving.payments import Payments
 from serving.quick import QuickTable
