@@ -44,7 +44,8 @@ Every reply carries `X-Request-Id`; send one to have it kept."""
 
 def create_app(platform: PlatformSettings, settings: ServingSettings, *, build: BuildServices | None = None) -> FastAPI:
     """The server of `platform`. `build` makes the services it works with, by default those of the active profile."""
-    shared = Shared(max_in_flight=settings.max_in_flight)
+    at_once = settings.max_in_flight
+    shared = Shared(max_in_flight=at_once, max_bytes=at_once * settings.max_body_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers
@@ -53,9 +53,11 @@ class Shared:
     """What the middleware shares with the application, whose metrics exist only once it has started."""
 
     max_in_flight: int
+    max_bytes: int
     direct: DirectRoutes | None = None
     metrics: Metrics | None = None
     in_flight: int = 0
+    bytes: int = 0
     _counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = field(default_factory=dict)
 
     def measure(self, metrics: Metrics) -> None:
@@ -78,20 +80,40 @@ class Shared:
 
 
 class Place:
-    """A request's place among those at work: it is given up while the request waits for its client."""
+    """A request's place among those at work: it is given up while the request waits for its client.
+
+    All bodies together, those that have not wholly arrived included, hold at most `Shared.max_bytes`.
+    """
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._held = False
+        self._bytes = 0
+
+    def hold(self, n_bytes: int) -> None:
+        """Count bytes of the body, until the request ends; raise OverloadedError where all bodies hold too many."""
+        self._bytes += n_bytes
+        self._shared.bytes += n_bytes
+        if self._shared.bytes > self._shared.max_bytes:
+            self._refuse()
+
+    def end(self) -> None:
+        """The request is over."""
+        self.leave()
+        self._shared.bytes -= self._bytes
+        self._bytes = 0
 
     def take(self) -> None:
         """Have a place; raise OverloadedError where all are taken."""
         if self._shared.in_flight >= self._shared.max_in_flight:
-            if self._shared.metrics is not None:
-                self._shared.metrics.refused.inc()
-            raise OverloadedError
+            self._refuse()
         self._shared.in_flight += 1
         self._held = True
+
+    def _refuse(self) -> NoReturn:
+        if self._shared.metrics is not None:
+            self._shared.metrics.refused.inc()
+        raise OverloadedError
 
     def leave(self) -> None:
         """Let another have it; may be called again."""
@@ -150,7 +172,7 @@ class RequestMiddleware:
         try:
             await app(scope, receive, send)
         finally:
-            place.leave()
+            place.end()
 
     def _record(self, scope: Scope, status: int, seconds: float, span: Any) -> None:
         # Paths and methods of the client's own making would make labels without end.

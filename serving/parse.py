@@ -52,6 +52,8 @@ async def read_body(request: Request, settings: ServingSettings) -> bytes:
                 size += len(chunk)
                 if size > limit_bytes:
                     raise _too_large(size, limit_bytes)
+                if place is not None:
+                    place.hold(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise SlowBodyError(f"The body did not arrive within {settings.body_timeout_s:g} s.") from None

@@ -402,6 +402,31 @@ def test_slow_bodies_keep_nobody_out(run_app: Any, payment: Any) -> None:
     assert set(statuses[2:]) <= {200, 503}
 
 
+def test_unfinished_bodies_hold_no_more_than_finished_ones(run_app: Any, payment: Any) -> None:
+    """Bodies that are still arriving are refused where all together would hold more than those at work may."""
+    import asyncio
+    from collections.abc import AsyncIterator
+
+    client, _ = run_app(max_in_flight=1, max_body_bytes=2_000)
+    body = json.dumps({"transactions": [payment]}).encode()
+    refused = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield body + b" " * (1_500 - len(body))
+        await refused.wait()
+        yield b" "
+
+    async def two() -> tuple[int, list[int]]:
+        first = asyncio.ensure_future(client._http.post("/predict", content=slow()))
+        await asyncio.sleep(0.2)
+        second = await client._http.post("/predict", content=body + b" " * (1_500 - len(body)))
+        refused.set()
+        third = (await first).status_code, (await client._http.post("/predict", content=body)).status_code
+        return second.status_code, list(third)
+
+    assert client.run(two()) == (503, [200, 200])
+
+
 def test_405_allows_every_method_of_the_path(run_app: Any) -> None:
     """A path with two methods names both in Allow, whichever of its routes comes first."""
     client, _ = run_app()
