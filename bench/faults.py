@@ -270,7 +270,7 @@ def write_offline(world: World) -> None:
         offline.create_view(view)
     rows = batch.rows_at(
         list(views.schemas.values()),
-        world.payments.edges(),
+        world.edges(),
         as_of_ms=world.payments.end_ms,
         settings=FeatureSettings(),
     )

@@ -63,7 +63,8 @@ def bad_clients(port: int) -> Iterator[list[Client]]:
         *(Client(port) for _ in range(SILENT)),
         *(Client(port, b"POST /predict HTTP/1.1\r\nHost: x\r\nX-A: ", b"a") for _ in range(SLOW_HEADS)),
         *(Client(port, _BODY, b" ") for _ in range(SLOW_BODIES)),
-        *(Client(port, _DEAF, reads=False) for _ in range(DEAF)),
+        # What they go on saying means nothing, but is answered by a reset when the connection is no more.
+        *(Client(port, _DEAF, b"\r\n", reads=False) for _ in range(DEAF)),
     ]
     try:
         yield clients

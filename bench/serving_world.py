@@ -104,15 +104,12 @@ class World:
         known_ms = table[f"{'status' if name == 'statuses' else 'label'}_timestamp"].cast(pa.int64())
         return table.filter(pc.less(known_ms, self.payments.end_ms))
 
-    def _edges(self) -> EdgeTable:
-        """All that was written, numbered as the record store does."""
-        tables, after = [self.payments.transactions], self.payments.n_payments
-        for name in ("statuses", "labels"):
-            known = self._known(name)
-            seq = pa.array(np.arange(after + 1, after + 1 + known.num_rows))
-            tables.append(known.set_column(known.schema.get_field_index("seq"), known.schema.field("seq"), seq))
-            after += known.num_rows
-        return EdgeTable.from_arrow(*tables)
+    def edges(self) -> EdgeTable:
+        """What the records hold, under the numbers that they have there."""
+        records = PostgresRecords(self.services.postgres)
+        found = records.read_all(before_ms=self.payments.end_ms)
+        records.close()
+        return EdgeTable.from_arrow(found.transactions, found.statuses, found.labels, max_seq=found.max_seq)
 
     def _write_graph(self) -> None:
         records, graph = PostgresRecords(self.services.postgres), Neo4jGraph(self.services.neo4j)
@@ -125,7 +122,7 @@ class World:
         views = catalog()
         rows = batch.rows_at(
             list(views.schemas.values()),
-            self._edges(),
+            self.edges(),
             as_of_ms=self.payments.end_ms,
             settings=FeatureSettings(),
             threads=2,
