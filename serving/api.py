@@ -22,17 +22,18 @@ Moment = Annotated[
         extra_json_schema={"format": "date-time"},
     ),
 ]
-# msgspec takes a Decimal from a JSON number, exactly as written, or from a string; its schema names only the latter.
+# msgspec takes a Decimal from a JSON number, exactly as written, or from a string. Its schema names only the latter;
+# serving.openapi takes that out.
 Amount = Annotated[
     Decimal,
     Meta(
         description="Major units of `currency`, 0 or more, as a JSON number or a decimal string.",
         examples=[129.9],
         extra_json_schema={
-            "type": ["integer", "number", "string"],
-            "format": "decimal",
-            "pattern": r"^[0-9]{1,16}(\.[0-9]{1,4})?$",
-            "minimum": 0,
+            "anyOf": [
+                {"type": "number", "minimum": 0},
+                {"type": "string", "format": "decimal", "pattern": r"^[0-9]{1,16}(\.[0-9]{1,4})?$"},
+            ]
         },
     ),
 ]

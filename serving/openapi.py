@@ -111,6 +111,16 @@ def _problem(status: int) -> dict[str, Any]:
     return answer
 
 
+def _alternatives(schema: Any) -> Any:
+    """A schema in which what names alternatives names no type beside them: msgspec adds its own idea of one."""
+    if isinstance(schema, list):
+        return [_alternatives(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    dropped = ("type", "format") if "anyOf" in schema else ()
+    return {name: _alternatives(value) for name, value in schema.items() if name not in dropped}
+
+
 def install(
     app: FastAPI,
     routes: Sequence[BaseRoute],
@@ -134,7 +144,7 @@ def install(
             )
             _, schemas = msgspec.json.schema_components(kinds, ref_template=REF)
             components = document.setdefault("components", {}).setdefault("schemas", {})
-            components.update(schemas)
+            components.update(_alternatives(schemas))
             # FastAPI's own shape of a validation error is never sent here.
             for unused in ("HTTPValidationError", "ValidationError"):
                 components.pop(unused, None)

@@ -47,6 +47,18 @@ def test_the_document_is_valid_and_every_answer_described(schema: Any, shared_cl
                 assert {"400", "408", "413"} <= set(operation["responses"]), path
 
 
+def test_an_amount_is_a_number_or_a_text(shared_client: Any, payment: Any) -> None:
+    """The document names both forms that are taken, and nothing beside them; both are the same money."""
+    document = shared_client.get("/openapi.json").json()
+    amount = document["components"]["schemas"]["Transaction"]["properties"]["amount"]
+    assert "type" not in amount
+    assert [form["type"] for form in amount["anyOf"]] == ["number", "string"]
+    rows = [{**payment, "transaction_id": f"amount-{value}", "amount": value} for value in (129.9, "129.90")]
+    reply = shared_client.post("/predict", json={"transactions": rows})
+    assert reply.status_code == 200, reply.text
+    assert len({score["fraud_score"] for score in reply.json()["scores"]}) == 1
+
+
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_answers_are_as_documented(schema: Any, shared_client: Any, mode: GenerationMode) -> None:
     """Whatever is sent, valid or not, the answer's status, type, headers and body are those of the document."""
