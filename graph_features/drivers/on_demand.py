@@ -84,7 +84,9 @@ def latest_rows(
         tables[view.name] = pa.concat_tables([view.arrow_schema.empty_table(), *parts])
     told = NOBODY_TOLD
     if covered is not None and EXPOSURE.name in covered:
-        told = histories.told(accounts, covered[EXPOSURE.name])
+        # Those that are here for their pairs alone have rows of their own, which say what of them was told.
+        named = sorted({key[0] for key in keys_by_entity.get("account", ())})
+        told = histories.told(named, covered[EXPOSURE.name])
     return OnDemandResult(
         tables=tables,
         never_seen=never_seen(edges, keys_by_entity),
@@ -121,7 +123,7 @@ class _Histories:
 
     def told(self, accounts: Sequence[str], covered: Mapping[EntityKey, Coverage]) -> Told:
         """Return what was late of accounts since their rows, and counterparties that have rows since then."""
-        if self.snapshot is None:
+        if self.snapshot is None or not accounts:
             return NOBODY_TOLD
         after_seq = np.array([covered.get((account,), NOTHING_COVERED).seq for account in accounts], np.int64)
         late = self.snapshot.late(accounts, after_seq)

@@ -302,6 +302,25 @@ def test_news_in_order_tell_nobody(stories: Any) -> None:
     assert {key: house.online.rows[key] for key in before} == before
 
 
+def test_a_pair_by_itself_tells_nobody(stories: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refreshing only a pair looks for nothing that was late of its payer, whose own rows say what of it was told."""
+    house = late_hub(stories)
+    house.refresh()
+    asked: list[Sequence[str]] = []
+    plain = on_demand._Histories.told
+
+    def noting(self: Any, accounts: Sequence[str], covered: Any) -> Any:
+        told = plain(self, accounts, covered)
+        asked.append(told.others)
+        return told
+
+    monkeypatch.setattr(on_demand._Histories, "told", noting)
+    house.online.mark_pending([("hub", "a"), ("a", "hub")])
+    assert house.refresh([("hub", "a"), ("a", "hub")], bulk_keys=2).failed == {}
+    assert house.online.marks == {}
+    assert asked == [()]
+
+
 @pytest.fixture
 def busy(stories: Any) -> House:
     """A house into which a few payments have come."""
