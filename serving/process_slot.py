@@ -37,6 +37,8 @@ _PIPE_TIMEOUT_S = 5
 class ProcessSlot(Slot):
     """Keeps one worker process alive and hands it one task after the other."""
 
+    start_errors = (OSError, EOFError, PoolBrokenError, TaskTimeoutError)
+
     def __init__(
         self,
         name: str,
@@ -62,21 +64,13 @@ class ProcessSlot(Slot):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         super().run()
 
-    def _ensure_worker(self) -> bool:
-        if self._process is not None:
-            if self._process.is_alive():
-                return True
-            self._lost("worker died while idle", failed=False)
-        if self._shared.failures:
-            self._back_off()
-        try:
-            self._start_process()
-        except (OSError, EOFError, PoolBrokenError, TaskTimeoutError) as error:
-            self._lost(f"worker did not start: {error}")
-            return False
-        return True
+    def _has_worker(self) -> bool:
+        return self._process is not None
 
-    def _start_process(self) -> None:
+    def _is_up(self) -> bool:
+        return self._process is not None and self._process.is_alive()
+
+    def _start_worker(self) -> None:
         ours, theirs = self._context.Pipe()
         _limit_blocking(ours)
         process = self._context.Process(target=worker_main, args=(theirs, self._spec), name=self.name, daemon=True)

@@ -114,6 +114,9 @@ class Shared:
 class Slot(threading.Thread, ABC):
     """Keeps one worker alive and hands it one task after the other; where it works is for the subclasses to say."""
 
+    start_errors: tuple[type[BaseException], ...] = (RingfenceError,)
+    """What a worker that does not start is told by."""
+
     def __init__(self, name: str, shared: Shared) -> None:
         super().__init__(name=name, daemon=True)
         self.inbox: deque[Task] = deque()
@@ -141,9 +144,36 @@ class Slot(threading.Thread, ABC):
             self._kill()
             self.join(timeout=2.0)
 
-    @abstractmethod
     def _ensure_worker(self) -> bool:
         """Whether a worker is up, started now if need be."""
+        if self._is_up():
+            return True
+        if self._has_worker():
+            self._lost("worker died while idle", failed=False)
+        if self._shared.failures:
+            self._back_off()
+        if self._shared.closing:
+            return False
+        try:
+            self._start_worker()
+        except self.start_errors as error:
+            # One whose start a closing pool gave up is ended with the rest.
+            if not self._shared.closing:
+                self._lost(f"worker did not start: {error}")
+            return False
+        return True
+
+    @abstractmethod
+    def _has_worker(self) -> bool:
+        """Whether there is a worker, alive or dead."""
+
+    @abstractmethod
+    def _is_up(self) -> bool:
+        """Whether there is one and it is alive."""
+
+    @abstractmethod
+    def _start_worker(self) -> None:
+        """Start a worker and wait until it can take tasks; raises one of `start_errors`."""
 
     @abstractmethod
     def _next_task(self) -> Task | None:
