@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -27,6 +28,8 @@ class Entry(Generic[T, R]):
     rows: int
     kind: Hashable
     done: asyncio.Future[R]
+    context: Context = field(default_factory=copy_context)
+    """What log lines and spans of this request take its id from."""
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error, unless nobody waits any more."""
@@ -37,6 +40,11 @@ class Entry(Generic[T, R]):
         """Answer, unless nobody waits any more."""
         if not self.done.done():
             self.done.set_result(answer)
+
+
+def context_of(group: list[Entry[T, R]]) -> Context:
+    """The context to work on a group in: its request's, and nobody's for many, whichever of them began the work."""
+    return group[0].context if len(group) == 1 else Context()
 
 
 Run = Callable[[list[Entry[T, R]]], Awaitable[None]]
@@ -91,7 +99,8 @@ class Batcher(Generic[T, R]):
         self._cancel()
         if self._waiting and self._flying < self._workers:
             self._flying += 1
-            task = asyncio.ensure_future(self._fly(self._next_group()))
+            group = self._next_group()
+            task = asyncio.create_task(self._fly(group), context=context_of(group))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         self._plan(asyncio.get_running_loop())

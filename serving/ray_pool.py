@@ -47,19 +47,15 @@ class _Cluster:
         actor = self._actor.remote(self._spec)
         return actor, actor.build.remote(self._environment)
 
-    def shipped(self, call: Call) -> dict[str, Any]:
-        """Return references to the files of the models that a call names to be loaded, by their folder here.
-
-        Raises ModelError when they cannot be read.
-        """
-        wanted = folders_of(call)
+    def shipped(self, folders: set[str]) -> dict[str, Any]:
+        """Return references to the files of models, by their folder here; raise ModelError when they cannot be read."""
         with self._lock:
-            for folder in wanted:
-                if folder not in self._files:
-                    self._files[folder] = self.ray.put(files_in(folder))
-                while len(self._files) > _BUNDLES_KEPT:
-                    del self._files[next(iter(self._files))]
-            return {folder: self._files[folder] for folder in wanted}
+            for folder in folders - self._files.keys():
+                self._files[folder] = self.ray.put(files_in(folder))
+            found = {folder: self._files[folder] for folder in folders}
+            while len(self._files) > _BUNDLES_KEPT:
+                del self._files[next(iter(self._files))]
+            return found
 
 
 class RaySlot(Slot):
@@ -69,32 +65,35 @@ class RaySlot(Slot):
         super().__init__(name, shared)
         self._cluster = cluster
         self._ray = cluster.ray
+        self.start_errors = (RingfenceError, cluster.ray.exceptions.RayError)
         self._actor: Any = None
         self._death: Any = None
         """Becomes ready when the actor dies: a call that never returns."""
 
-    def _ensure_worker(self) -> bool:
-        if self._actor is not None:
-            if not self._ray.wait([self._death], timeout=0)[0]:
-                return True
-            self._lost("worker died while idle", failed=False)
-        if self._shared.failures:
-            self._back_off()
-        try:
-            self._start_actor()
-        except (RingfenceError, self._ray.exceptions.RayError) as error:
-            if not self._shared.closing:
-                self._lost(f"worker did not start: {error}")
-            return False
-        return True
+        self._sent: set[str] = set()
+        """Folders of the models that the actor has been sent the files of."""
 
-    def _start_actor(self) -> None:
+    def _has_worker(self) -> bool:
+        return self._actor is not None
+
+    def _is_up(self) -> bool:
+        return self._actor is not None and not self._ray.wait([self._death], timeout=0)[0]
+
+    def _start_worker(self) -> None:
         self._actor, built = self._cluster.start()
+        self._sent = set()
         reply = self._step(built)
         for call in list(self._shared.setup.values()):
-            self._step(self._actor.call.remote(call, self._cluster.shipped(call)))
+            self._step(self._send(call))
         self._death = self._actor.watch.options(concurrency_group="watch").remote()
         self._up(reply.value)
+
+    def _send(self, call: Call) -> Any:
+        """Have the actor do a call; with it go the files of models that it has not had: a new one has none."""
+        folders = folders_of(call) - self._sent
+        reference = self._actor.call.remote(call, self._cluster.shipped(folders) if folders else {})
+        self._sent |= folders
+        return reference
 
     def _step(self, reference: Any) -> Reply:
         """Wait for a step of the start; a cluster without room is waited for, a closing pool is not."""
@@ -115,8 +114,7 @@ class RaySlot(Slot):
 
     def _run_task(self, task: Task) -> None:
         try:
-            reference = self._actor.call.remote(task.call, self._cluster.shipped(task.call))
-            reply: Reply = self._ray.get(reference, timeout=max(0.0, task.give_up - time.monotonic()))
+            reply: Reply = self._ray.get(self._send(task.call), timeout=max(0.0, task.give_up - time.monotonic()))
         except ModelError as error:
             task.fail(error)
         except self._ray.exceptions.GetTimeoutError:
@@ -126,6 +124,9 @@ class RaySlot(Slot):
             self._lost(f"worker died at work: {type(error).__name__}")
             self._retry(task, WorkerLostError())
         else:
+            if reply.error_type:
+                # It may be that the files could not be kept: they go with the next call once more.
+                self._sent.clear()
             self._worked()
             task.finish(reply)
 

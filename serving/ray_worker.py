@@ -16,16 +16,13 @@ from graph_features.errors import ModelError
 from graph_features.ray_cluster import adopt
 from serving.worker import Call, HandlerSpec, Reply, answer, settle
 
-LOADING = "load"
-"""The method whose model a worker must have the files of."""
-
 Files = dict[str, bytes]
 """Contents by file name."""
 
 
-def folders_of(call: Call) -> list[str]:
-    """Return the folders of the models that a call wants to be loaded: a worker on another machine has none of them."""
-    return [arg.path for arg in call.args if _is_model(arg)] if call.method == LOADING else []
+def folders_of(call: Call) -> set[str]:
+    """Return the folders of the models that a call names: a worker on another machine has none of them."""
+    return {arg.path for arg in call.args if _is_model(arg)}
 
 
 def files_in(folder: str) -> Files:

@@ -19,7 +19,7 @@ from serving import traces
 from serving.admission import Admission
 from serving.api import Score, Transaction
 from serving.assemble import decision_batch, scores_of
-from serving.batching import Batcher, Entry
+from serving.batching import Batcher, Entry, context_of
 from serving.decisions import DecisionLog
 from serving.journal import DecisionJournal
 from serving.metrics import Metrics
@@ -120,10 +120,14 @@ class Scoring:
                 group[0].fail(error)
             else:
                 # Whatever one of them did to the others, alone it does it to itself.
-                await asyncio.gather(*(self._together([entry]) for entry in group))
+                await self._one_by_one(group)
         except Exception as error:  # noqa: BLE001 - handed on to everyone who waits for it
             for entry in group:
                 entry.fail(error)
+
+    async def _one_by_one(self, group: list[Waiting]) -> None:
+        alone = (asyncio.create_task(self._together([entry]), context=entry.context) for entry in group)
+        await asyncio.gather(*alone)
 
     async def _infer(self, group: list[Waiting]) -> None:
         """Make one table of all payments and score it once; what is lacking in some holds up nobody else."""
@@ -134,7 +138,7 @@ class Scoring:
         rows = parts.payments.transactions(payments, now_ms=scored_at_ms)
         if rows.notices and len(group) > 1:
             # Something is to be said to one of them: alone it is known to whom.
-            await asyncio.gather(*(self._together([entry]) for entry in group))
+            await self._one_by_one(group)
             return
         first = group[0].asked
         columns = TransactionColumns.from_arrow(rows.table)
@@ -145,7 +149,8 @@ class Scoring:
         for entry in group:
             self.admission.observe(now - entry.asked.entered, among=entry.asked.among)
         for some, part, its_rows in _split(group, sheet, rows):
-            task = asyncio.ensure_future(self._finish(some, part, its_rows, scored_at_ms))
+            finish = self._finish(some, part, its_rows, scored_at_ms)
+            task = asyncio.create_task(finish, context=context_of(some))
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
 

@@ -186,7 +186,6 @@ def fuzz(seconds: float, first_seed: int) -> int:
     return checked
 
 
-def accept_the_originals() -> None:
-    """The documents that the others are made from must be good ones, or nothing would be tested behind the decoder."""
-    for kind, document in DOCUMENTS.items():
-        assert check(kind, json.dumps(document).encode()), kind
+def refused_originals() -> list[type]:
+    """Kinds whose document, which the others are made from, is refused: nothing behind its decoder would be tested."""
+    return [kind for kind, document in DOCUMENTS.items() if not check(kind, json.dumps(document).encode())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -12,12 +13,16 @@ from serving.batching import ENOUGH, Batcher, Entry
 
 Group = list[Entry[list[int], list[int]]]
 
+REQUEST: ContextVar[str] = ContextVar("request", default="")
+"""What the log takes a request's id from."""
+
 
 class Workers:
     """Answers a request with its own numbers, once told to."""
 
     def __init__(self, **options: Any) -> None:
         self.groups: list[list[int]] = []
+        self.names: list[str] = []
         self.go = asyncio.Event()
         self.batcher: Batcher[list[int], list[int]] = Batcher(
             self.run, **{"workers": 2, "max_rows": 100, "window_s": 60.0, **options}
@@ -25,6 +30,7 @@ class Workers:
 
     async def run(self, group: Group) -> None:
         self.groups.append([number for entry in group for number in entry.asked])
+        self.names.append(REQUEST.get())
         await self.go.wait()
         for entry in group:
             entry.finish(entry.asked)
@@ -116,6 +122,26 @@ def test_a_request_that_was_given_up_is_not_worked_on() -> None:
     assert asyncio.run(run()).groups == [[1], [3]]
 
 
+def test_a_group_of_one_is_worked_on_in_its_request_s_name() -> None:
+    """Work on one request bears its id, whoever's turn it was begun in; work on many bears nobody's."""
+
+    async def run() -> Workers:
+        workers = Workers(workers=1, max_rows=4)
+        tasks = []
+        for name, numbers in (("first", [1]), ("second", [2, 2]), ("third", [3, 3]), ("fourth", [4])):
+            REQUEST.set(name)
+            tasks.append(workers.ask(*numbers))
+            await asyncio.sleep(0.01)
+        REQUEST.set("somebody else")
+        workers.go.set()
+        await asyncio.gather(*tasks)
+        return workers
+
+    workers = asyncio.run(run())
+    assert workers.groups == [[1], [2, 2, 3, 3], [4]]
+    assert workers.names == ["first", "", "fourth"]
+
+
 def test_work_is_refused_when_it_would_wait_too_long() -> None:
     """The wait follows from how long the last work took among how much; with nothing at work everything is let in."""
     admission = Admission(limit_s=1.0)
@@ -143,8 +169,7 @@ def test_one_slow_request_turns_nobody_away() -> None:
     admission.observe(1.0, among=among)
     for took in (0.05, 0.02, 0.01):
         admission.observe(took, among=16 * among)
-    for _ in range(15):
-        admission.enter(1)
+    assert [admission.enter(1) for _ in range(15)] == [among + (1 + PER_REQUEST) * at for at in range(1, 16)]
 
 
 def test_slow_small_requests_do_not_keep_a_large_one_out() -> None:
@@ -154,4 +179,4 @@ def test_slow_small_requests_do_not_keep_a_large_one_out() -> None:
     admission.observe(0.008, among=among)
     admission.leave(1)
     admission.enter(1_000)
-    admission.enter(1_000)
+    assert admission.enter(1_000) == admission.at_work == 2 * (1_000 + PER_REQUEST)
