@@ -16,7 +16,9 @@ from graph_features.catalog import catalog
 
 ACCOUNTS = 2_000
 GOALS = {1: 4.0, 100: 15.0}
-CONNECTIONS = 4
+CONNECTIONS = {1: 16, 100: 4}
+"""Enough to keep either server busy all the time."""
+
 PATH = "/get-online-features"
 
 
@@ -65,7 +67,7 @@ def features(world: World, *, seconds: float, rounds: int) -> list[Figure]:
                 sides: dict[str, list[Load]] = {ours.url: [], theirs.url: []}
                 for _ in range(rounds):
                     for url, loads in sides.items():
-                        loads.append(closed_loop(url, requests, connections=CONNECTIONS, seconds=seconds))
+                        loads.append(closed_loop(url, requests, connections=CONNECTIONS[count], seconds=seconds))
                 figures += compared(count, goal, sides[ours.url], sides[theirs.url])
     return figures
 
@@ -75,7 +77,7 @@ def compared(count: int, goal: float, ours: list[Load], theirs: list[Load]) -> l
     for name, loads in (("ours", ours), ("feast serve", theirs)):
         failed = sum(load.failed for load in loads)
         note(f"  {name}, {count}: {' '.join(f'{load.per_second:.0f}' for load in loads)} requests/s, {failed} failed")
-    shown = f"60 features of 4 views, {CONNECTIONS} connections, a process each; median of {len(ours)} in turn"
+    shown = f"60 features of 4 views, {CONNECTIONS[count]} connections, a process each; median of {len(ours)} in turn"
     rate, peer_rate = (float(np.median([one.per_second for one in side])) for side in (ours, theirs))
     late, peer_late = (float(np.median([one.quantile_ms(0.99) for one in side])) for side in (ours, theirs))
     name = f"get-online-features, {count} {'entity' if count == 1 else 'entities'}"

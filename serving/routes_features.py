@@ -160,7 +160,7 @@ async def get_online_features(request: Request) -> Response:
     count = _check_entities(asked.entities, services)
     plan = services.stores.plans.of(asked.features, asked.feature_service, full=asked.full_feature_names)
     with traces.span("features", entities=count):
-        rows = await asyncio.to_thread(services.stores.online.read, plan.requests(asked.entities))
+        rows = await services.reading.rows(plan.requests(asked.entities), entities=count)
     views = asked.include_feature_view_version_metadata
     return raw_json(plan.reply(asked.entities, count, rows, views=views))
 

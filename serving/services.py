@@ -31,6 +31,7 @@ from serving.models import ModelFollower
 from serving.payments import Payments
 from serving.pool import Pool
 from serving.predict import Predictor
+from serving.reading import Reading
 from serving.scoring import Scoring
 from serving.shadow import Shadow
 from serving.vectors import Plans
@@ -84,11 +85,14 @@ class Services:
     draining: bool = False
     health: Health = field(init=False)
     scoring: Scoring = field(init=False)
+    reading: Reading = field(init=False)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     background: set[asyncio.Future[bool]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.scoring = Scoring(self)
+        window_s = self.settings.batch_window_ms / 1e3
+        self.reading = Reading(self.stores.online, max_rows=self.settings.shard_rows, window_s=window_s)
         self.health = Health(self._resources(), auth=self.guard.describe())
         self.metrics.watch(dict.fromkeys((self.inference, self.features, self.graph_sync.pool)))
         self.metrics.expected_wait.set_function(lambda: self.scoring.admission.wait_s)
