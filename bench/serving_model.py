@@ -46,6 +46,9 @@ def register(seed: int, alias: str, scratch: Path) -> str:
         neighbours=spec.neighbours,
         hidden=settings.hidden,
         heads=settings.heads,
+        sender_cuts=settings.cut_points,
+        receiver_cuts=settings.cut_points,
+        transaction_cuts=settings.cut_points,
     )
     info = BundleInfo(
         inputs=spec,

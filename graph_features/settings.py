@@ -280,6 +280,9 @@ class TrainingSettings(BaseSettings):
     hidden: int = Field(default=64, ge=8, le=1_024)
     heads: int = Field(default=2, ge=1, le=16, description="Attention heads; a divisor of hidden.")
     dropout: float = Field(default=0.2, ge=0, lt=1)
+    cut_points: int = Field(
+        default=32, ge=0, le=1_024, description="Per side and payment: thresholds that the network sees; 0 is none."
+    )
     epochs: int = Field(default=30, ge=1, le=1_000)
     patience: int = Field(default=6, ge=1, description="Epochs without a better validation AP before training stops.")
     batch_rows: int = Field(default=1_024, ge=2)

@@ -18,6 +18,7 @@ from graph_features.input_spec import InputSpec
 from graph_features.settings import TrainingSettings
 from graph_features.tuples import InputTuples
 from training.checkpoint import Checkpoint
+from training.cuts import CutPoints
 from training.metrics import average_precision
 from training.model import FraudGnn, ModelConfig, Network, PaymentNetwork
 from training.progress import Progress, no_progress
@@ -111,7 +112,7 @@ def fit(
 ) -> Fitted[FraudGnn]:
     """Train the payment model on (tuples, is_fraud); see `fit_network`."""
     return fit_network(
-        lambda: graph_network(train[0], settings, neighbours),
+        lambda: graph_network(*train, settings, neighbours),
         train,
         validation,
         settings,
@@ -135,8 +136,8 @@ def fit_payments(
 
     def build() -> PaymentNetwork:
         if spec.encoder is not None:
-            return head_network(train[0], settings)
-        return graph_network(train[0], settings, spec.neighbours)
+            return head_network(*train, settings)
+        return graph_network(*train, settings, spec.neighbours)
 
     return fit_network(
         build, train, validation, settings, epochs=epochs, checkpoint=checkpoint, progress=progress, team=team
@@ -332,11 +333,15 @@ def _average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor
     return torch.lerp(current, averaged, decay.to(current.dtype))
 
 
-def graph_network(tuples: InputTuples, settings: TrainingSettings, neighbours: int) -> FraudGnn:
-    """The graph network with its scaling measured on training rows."""
+def graph_network(tuples: InputTuples, is_fraud: Bools, settings: TrainingSettings, neighbours: int) -> FraudGnn:
+    """The graph network with its scaling measured, and its cut points found, on training rows."""
     account = ColumnScaling.measure(tuples.sender_x, tuples.receiver_x)
     transaction = ColumnScaling.measure(tuples.transaction_x)
     neighbour = ColumnScaling.measure(tuples.neighbour_x, with_log=False)
+    sides = (tuples.sender_x, tuples.receiver_x, tuples.transaction_x)
+    sender_cuts, receiver_cuts, transaction_cuts = (
+        CutPoints.find(x, is_fraud, most=settings.cut_points) for x in sides
+    )
     config = ModelConfig(
         account_features=tuples.sender_x.shape[1],
         transaction_features=tuples.transaction_x.shape[1],
@@ -348,8 +353,14 @@ def graph_network(tuples: InputTuples, settings: TrainingSettings, neighbours: i
         hidden=settings.hidden,
         heads=settings.heads,
         dropout=settings.dropout,
+        sender_cuts=len(sender_cuts),
+        receiver_cuts=len(receiver_cuts),
+        transaction_cuts=len(transaction_cuts),
     )
     model = FraudGnn(config)
+    model.sender_cuts.load(sender_cuts)
+    model.receiver_cuts.load(receiver_cuts)
+    model.transaction_cuts.load(transaction_cuts)
     model.account_scaler.load(account)
     model.transaction_scaler.load(transaction)
     model.neighbour_scaler.load(neighbour)

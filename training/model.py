@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from training.cuts import CutPoints
 from training.scaling import OUTLIER_LIMIT, ColumnScaling
 
 with warnings.catch_warnings():
@@ -29,6 +30,7 @@ class ModelConfig:
     """What rebuilds the network; saved beside its weights.
 
     The counts of null columns belong to the scaling (see `ColumnScaling`): each adds one input that says "not known".
+    Those of cut points (see `CutPoints`) add one input each.
     """
 
     account_features: int
@@ -41,6 +43,9 @@ class ModelConfig:
     hidden: int = 64
     heads: int = 2
     dropout: float = 0.2
+    sender_cuts: int = 0
+    receiver_cuts: int = 0
+    transaction_cuts: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,6 +85,34 @@ class Scaler(nn.Module):
             return value_xF
         flags = torch.index_select(null_xF, 1, self.null_columns).to(value_xF.dtype)
         return torch.cat([value_xF, flags], dim=1)
+
+
+class Cuts(nn.Module):
+    """Raw columns [x, F] to one input per cut point [x, C]: `above` where the column is beyond it, else `below`."""
+
+    column: Tensor
+    at: Tensor
+    below: Tensor
+    above: Tensor
+
+    def __init__(self, cuts: int) -> None:
+        super().__init__()
+        self.register_buffer("column", torch.zeros(cuts, dtype=torch.int64))
+        self.register_buffer("at", torch.zeros(cuts))
+        self.register_buffer("below", torch.zeros(cuts))
+        self.register_buffer("above", torch.ones(cuts))
+
+    def load(self, found: CutPoints) -> None:
+        """Take the cut points that were found on the training rows."""
+        for name in ("column", "at", "below", "above"):
+            getattr(self, name).copy_(torch.from_numpy(getattr(found, name)))
+
+    def beside(self, scaled_xS: Tensor, x_xF: Tensor) -> Tensor:
+        """Return the scaled columns and these inputs in one."""
+        if self.column.shape[0] == 0:
+            return scaled_xS
+        beyond_xC = torch.index_select(x_xF, 1, self.column) > self.at
+        return torch.cat([scaled_xS, torch.where(beyond_xC, self.above, self.below)], dim=1)
 
 
 class NeighbourConv(MessagePassing):  # type: ignore[misc]
@@ -192,10 +225,14 @@ class FraudGnn(PaymentNetwork):
         self.account_scaler = Scaler(config.account_features, config.account_nulls)
         self.transaction_scaler = Scaler(config.transaction_features, config.transaction_nulls)
         self.neighbour_scaler = Scaler(config.neighbour_features, config.neighbour_nulls, with_log=False)
+        self.sender_cuts = Cuts(config.sender_cuts)
+        self.receiver_cuts = Cuts(config.receiver_cuts)
+        self.transaction_cuts = Cuts(config.transaction_cuts)
         account_inputs = config.account_features + config.account_nulls
-        self.sender = encoder(account_inputs, hidden, config.dropout)
-        self.receiver = encoder(account_inputs, hidden, config.dropout)
-        self.transaction = encoder(config.transaction_features + config.transaction_nulls, hidden, config.dropout)
+        transaction_inputs = config.transaction_features + config.transaction_nulls
+        self.sender = encoder(account_inputs + config.sender_cuts, hidden, config.dropout)
+        self.receiver = encoder(account_inputs + config.receiver_cuts, hidden, config.dropout)
+        self.transaction = encoder(transaction_inputs + config.transaction_cuts, hidden, config.dropout)
         self.neighbours = NeighbourConv(
             in_features=config.neighbour_features + config.neighbour_nulls,
             hidden=hidden,
@@ -215,9 +252,11 @@ class FraudGnn(PaymentNetwork):
     def logit(self, *inputs: Tensor) -> Tensor:
         sender_x, receiver_x, transaction_x, neighbour_x, neighbour_index = inputs
         batch = transaction_x.shape[0]
-        sender_BH = self.sender(self.account_scaler(sender_x))
-        receiver_BH = self.receiver(self.account_scaler(receiver_x))
-        transaction_BH = self.transaction(self.transaction_scaler(transaction_x))
+        sender_BH = self.sender(self.sender_cuts.beside(self.account_scaler(sender_x), sender_x))
+        receiver_BH = self.receiver(self.receiver_cuts.beside(self.account_scaler(receiver_x), receiver_x))
+        transaction_BH = self.transaction(
+            self.transaction_cuts.beside(self.transaction_scaler(transaction_x), transaction_x)
+        )
         # Either side looks at its neighbours with the payment in mind: what matters depends on what is being paid.
         centre_AH = torch.cat([sender_BH + transaction_BH, receiver_BH + transaction_BH])
         around_AH = self.neighbours(self.neighbour_scaler(neighbour_x), centre_AH, neighbour_index)

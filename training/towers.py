@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,8 @@ from graph_features.embeddings import EMBEDDING_SIZE
 from graph_features.input_spec import EDGE_FEATURES
 from graph_features.settings import TrainingSettings
 from graph_features.tuples import InputTuples
-from training.model import NeighbourConv, Network, PaymentNetwork, Scaler, encoder
+from training.cuts import CutPoints
+from training.model import Cuts, NeighbourConv, Network, PaymentNetwork, Scaler, encoder
 from training.scaling import ColumnScaling
 
 OTHER_PARTY = EDGE_FEATURES.index("is_other_party")
@@ -68,6 +71,7 @@ class HeadConfig:
     transaction_nulls: int
     hidden: int
     dropout: float
+    transaction_cuts: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,7 +91,9 @@ class HeadNetwork(PaymentNetwork):
         width = config.account_features + config.account_nulls
         self.sender = nn.Sequential(nn.Linear(width, hidden), nn.ReLU())
         self.receiver = nn.Sequential(nn.Linear(width, hidden), nn.ReLU())
-        self.transaction = encoder(config.transaction_features + config.transaction_nulls, hidden, config.dropout)
+        self.transaction_cuts = Cuts(config.transaction_cuts)
+        inputs = config.transaction_features + config.transaction_nulls + config.transaction_cuts
+        self.transaction = encoder(inputs, hidden, config.dropout)
         self.head = _head(3 * hidden, hidden, config.dropout)
 
     def logit(self, *inputs: Tensor) -> Tensor:
@@ -96,7 +102,7 @@ class HeadNetwork(PaymentNetwork):
             [
                 self.sender(self.account_scaler(sender_x)),
                 self.receiver(self.account_scaler(receiver_x)),
-                self.transaction(self.transaction_scaler(transaction_x)),
+                self.transaction(self.transaction_cuts.beside(self.transaction_scaler(transaction_x), transaction_x)),
             ],
             dim=1,
         )
@@ -135,8 +141,9 @@ class Towers(Network):
         return out
 
 
-def head_network(tuples: InputTuples, settings: TrainingSettings) -> HeadNetwork:
-    """A head with its scaling measured on training rows."""
+def head_network(tuples: InputTuples, is_fraud: npt.NDArray[np.bool_], settings: TrainingSettings) -> HeadNetwork:
+    """A head with its scaling measured, and its cut points found, on training rows."""
+    cuts = CutPoints.find(tuples.transaction_x, is_fraud, most=settings.cut_points)
     account = ColumnScaling.measure(tuples.sender_x, tuples.receiver_x)
     payment = ColumnScaling.measure(tuples.transaction_x)
     model = HeadNetwork(
@@ -147,8 +154,10 @@ def head_network(tuples: InputTuples, settings: TrainingSettings) -> HeadNetwork
             transaction_nulls=len(payment.null_columns),
             hidden=settings.hidden,
             dropout=settings.dropout,
+            transaction_cuts=len(cuts),
         )
     )
+    model.transaction_cuts.load(cuts)
     model.account_scaler.load(account)
     model.transaction_scaler.load(payment)
     return model
