@@ -220,6 +220,7 @@ def driver_errors() -> tuple[type[Exception], ...]:
 
 
 def _unavailable(error: sa.exc.SQLAlchemyError) -> StoreUnavailableError:
-    # SQLAlchemy's own text quotes the statement's parameters: only the driver's message may go on.
-    cause = getattr(error, "orig", None) or type(error).__name__
+    # SQLAlchemy's own text quotes the statement's parameters, PostgreSQL's details the row: neither may go on.
+    origin = getattr(error, "orig", None)
+    cause = getattr(getattr(origin, "diag", None), "message_primary", None) or origin or type(error).__name__
     return StoreUnavailableError(f"the database of decisions failed: {cause}")
