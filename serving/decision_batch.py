@@ -117,15 +117,6 @@ class DecisionBatch(Struct, frozen=True, kw_only=True):
         return [dict(zip(by_role, parts, strict=True)) for parts in zip(*by_role.values(), strict=True)]
 
 
-Write = DecisionBatch | list[dict[str, Any]]
-"""What is written at once: a request's decisions, or records that were made elsewhere."""
-
-
-def records_of(write: Write) -> list[dict[str, Any]]:
-    """The records of a write."""
-    return write.rows() if isinstance(write, DecisionBatch) else write
-
-
 def stream_of(table: pa.Table) -> bytes:
     """A table as an Arrow stream."""
     sink = pa.BufferOutputStream()

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from serving.decision_batch import ABSENT, DecisionBatch, Write
+from serving.decision_batch import ABSENT, DecisionBatch
 
 _OWN = (
     "request_id",
@@ -37,20 +37,13 @@ _SHARED = (
 COLUMNS = (*_OWN, *_SHARED)
 """Columns of the table of decisions in the order of each line; `id` is given by the database."""
 
-_JSON = frozenset({"inputs", "rows", "unseen", "degraded"})
 _ESCAPES = str.maketrans({"\\": r"\\", "\b": r"\b", "\f": r"\f", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\v": r"\v"})
 _json = msgspec.json.Encoder()
 
 
-def copy_text(write: Write) -> str:
-    """The records of a write, a line each."""
-    lines = _of_batch(write) if isinstance(write, DecisionBatch) else map(_line, write)
-    return "".join(lines)
-
-
-def _line(record: dict[str, Any]) -> str:
-    cells = (_to_json(record[name]) if name in _JSON else _cell(record[name]) for name in COLUMNS)
-    return "\t".join(cells) + "\n"
+def copy_text(batch: DecisionBatch) -> str:
+    """The records of a batch, a line each."""
+    return "".join(_lines(batch))
 
 
 def _cell(value: str | float) -> str:
@@ -68,7 +61,7 @@ def _doubled(text: str) -> str:
     return text.replace("\\", r"\\")
 
 
-def _of_batch(batch: DecisionBatch) -> Iterator[str]:
+def _lines(batch: DecisionBatch) -> Iterator[str]:
     inputs, events_ms = batch.given()
     shared = "\t".join(_cell(getattr(batch, name)) for name in _SHARED)
     texts = _doubled(_json.encode_lines(inputs).decode()).split("\n")

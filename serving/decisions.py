@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import msgspec
@@ -14,12 +11,11 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from graph_features.errors import StoreUnavailableError
 from graph_features.settings import PlatformSettings, PostgresSettings, Profile, load
-from serving.decision_batch import DecisionBatch, Write, records_of
+from serving.decision_batch import DecisionBatch
 from serving.decision_copy import COLUMNS, copy_text
 
 SCHEMA = "ringfence"
 WRITE_TIMEOUT_S = 5.0
-_LARGEST_GROUP = 10_000
 
 _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _JSON = sa.JSON().with_variant(JSONB(), "postgresql")
@@ -83,7 +79,7 @@ def _durable(connection: Any, _: Any) -> None:
 
 
 class DecisionLog:
-    """Writes decisions in batches: records of requests that arrive together share one commit."""
+    """The database's tables of decisions, of what is stored in them, and of who has read how far."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -96,16 +92,6 @@ class DecisionLog:
             sa.Column("name", sa.Text, primary_key=True),
             sa.Column("up_to", sa.BigInteger, nullable=False),
         )
-        self._waiting: queue.SimpleQueue[tuple[list[dict[str, Any]], Future[None]] | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write_loop, name="decisions", daemon=True)
-        self._started = False
-        self._closed = False
-
-    def start(self) -> None:
-        """Create what is missing in the database and begin to write."""
-        self.create()
-        self._writer.start()
-        self._started = True
 
     def create(self) -> None:
         """Create what is missing in the database."""
@@ -117,7 +103,7 @@ class DecisionLog:
         except sa.exc.SQLAlchemyError as error:
             raise _unavailable(error) from error
 
-    def store_segment(self, name: str, writes: Sequence[Write]) -> int:
+    def store_segment(self, name: str, batches: Sequence[DecisionBatch]) -> int:
         """Store a journal's segment and its name in one transaction; return its records, 0 if it was stored before."""
         try:
             with self._engine.begin() as connection:
@@ -125,30 +111,17 @@ class DecisionLog:
                 if connection.execute(known).first() is not None:
                     return 0
                 connection.execute(sa.insert(self.segments), [{"name": name}])
-                return self._insert(connection, writes)
+                return self._insert(connection, batches)
         except sa.exc.SQLAlchemyError as error:
             raise _unavailable(error) from error
 
-    def _insert(self, connection: sa.Connection, writes: Sequence[Write]) -> int:
+    def _insert(self, connection: sa.Connection, batches: Sequence[DecisionBatch]) -> int:
         if connection.dialect.name == "postgresql":
-            return copy_writes(connection, self.table, writes)
-        rows = [record for write in writes for record in records_of(write)]
+            return copy_batches(connection, self.table, batches)
+        rows = [record for batch in batches for record in batch.rows()]
         if rows:
             connection.execute(sa.insert(self.table), rows)
         return len(rows)
-
-    def write_batch(self, batch: DecisionBatch) -> Future[None]:
-        """Write the decisions of a request; the future ends when they are committed."""
-        return self.write(batch.rows())
-
-    def write(self, rows: Sequence[dict[str, Any]]) -> Future[None]:
-        """Write `rows`, all or none; the future ends when they are committed."""
-        done: Future[None] = Future()
-        if self._closed:
-            done.set_exception(StoreUnavailableError("the server is stopping"))
-            return done
-        self._waiting.put((list(rows), done))
-        return done
 
     def find(self, transaction_id: str, *, limit: int = 100) -> list[dict[str, Any]]:
         """Decisions on one transaction, newest first."""
@@ -220,74 +193,20 @@ class DecisionLog:
         except sa.exc.SQLAlchemyError as error:
             raise _unavailable(error) from error
 
-    def ping(self) -> None:
-        """Raise StoreUnavailableError unless decisions can be read and the writer runs."""
-        if not self._writer.is_alive():
-            raise StoreUnavailableError("the writer of decisions has stopped; restart the server")
-        try:
-            with self._engine.connect() as connection:
-                connection.execute(sa.select(self.table.c.id).limit(1)).all()
-        except sa.exc.SQLAlchemyError as error:
-            raise _unavailable(error) from error
-
     def close(self) -> None:
-        """Write what waits, then stop."""
-        self._closed = True
-        if self._started:
-            self._waiting.put(None)
-            self._writer.join(timeout=2 * WRITE_TIMEOUT_S)
+        """Let go of the connections."""
         self._engine.dispose()
 
-    def _write_loop(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            group = [first]
-            rows = len(first[0])
-            stop = False
-            while rows < _LARGEST_GROUP:
-                try:
-                    following = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
-                if following is None:
-                    stop = True
-                    break
-                group.append(following)
-                rows += len(following[0])
-            self._write_group(group)
-            if stop:
-                return
 
-    def _write_group(self, group: list[tuple[list[dict[str, Any]], Future[None]]]) -> None:
-        rows = [row for batch, _ in group for row in batch]
-        failure: StoreUnavailableError | None = None
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(sa.insert(self.table), rows)
-        except sa.exc.DBAPIError as error:
-            if len(group) > 1 and not isinstance(error, sa.exc.OperationalError):
-                # Something about one batch is wrong: the others must not fail with it.
-                for part in group:
-                    self._write_group([part])
-                return
-            failure = _unavailable(error)
-        except sa.exc.SQLAlchemyError as error:
-            failure = _unavailable(error)
-        for _, done in group:
-            if failure is None:
-                done.set_result(None)
-            else:
-                done.set_exception(failure)
-
-
-def copy_writes(connection: sa.Connection, table: sa.Table, writes: Sequence[Write]) -> int:
+def copy_batches(connection: sa.Connection, table: sa.Table, batches: Sequence[DecisionBatch]) -> int:
     """Write records with COPY, which takes PostgreSQL a fraction of what INSERTs do; return how many there were."""
     names = ", ".join(f'"{name}"' for name in COLUMNS)
     driver: Any = connection.connection.driver_connection
     try:
         with driver.cursor() as cursor:
             with cursor.copy(f'COPY "{table.schema}"."{table.name}" ({names}) FROM STDIN') as copy:
-                for write in writes:
-                    copy.write(copy_text(write))
+                for batch in batches:
+                    copy.write(copy_text(batch))
             return int(cursor.rowcount)
     except driver_errors() as error:
         raise sa.exc.DBAPIError("COPY", None, error) from error
@@ -301,6 +220,7 @@ def driver_errors() -> tuple[type[Exception], ...]:
 
 
 def _unavailable(error: sa.exc.SQLAlchemyError) -> StoreUnavailableError:
-    # SQLAlchemy's own text quotes the statement's parameters: only the driver's message may go on.
-    cause = getattr(error, "orig", None) or type(error).__name__
+    # SQLAlchemy's own text quotes the statement's parameters, PostgreSQL's details the row: neither may go on.
+    origin = getattr(error, "orig", None)
+    cause = getattr(getattr(origin, "diag", None), "message_primary", None) or origin or type(error).__name__
     return StoreUnavailableError(f"the database of decisions failed: {cause}")

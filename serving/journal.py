@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -25,8 +25,8 @@ from typing import Any
 
 import msgspec
 
-from graph_features.errors import RingfenceError, StoreUnavailableError
-from serving.decision_batch import DecisionBatch, Write
+from graph_features.errors import RingfenceError, SchemaMismatchError, StoreUnavailableError
+from serving.decision_batch import DecisionBatch
 from serving.decisions import DecisionLog
 from serving.pool import Pool
 
@@ -39,14 +39,15 @@ RETRY_S = 2.0
 FIND_TIMEOUT_S = 5.0
 CLOSE_S = 10.0
 _FRAME = struct.Struct("<II")
-_BATCH, _ROWS = b"B", b"R"
+_BATCH = b"B"
+"""The first byte of a frame's content says what it is: here `DecisionBatch.to_bytes`."""
 _LARGEST_GROUP = 256
 
 Item = tuple[bytes, Future[None]]
 
 
 class DecisionJournal:
-    """A DecisionLog whose writes end when they are on this machine's disk.
+    """Decisions on their way to a DecisionLog: a write ends when it is on this machine's disk.
 
     `folder` may be shared by several servers: each has a folder of its own below, and takes over those of the dead.
     """
@@ -70,6 +71,9 @@ class DecisionJournal:
         self._writer = threading.Thread(target=self._write_loop, name="journal", daemon=True)
         self._ship = threading.Thread(target=self._ship_loop, name="journal-shipper", daemon=True)
         self._wanted = threading.Event()
+        """Something is to be shipped."""
+        self._hurry = threading.Event()
+        """Somebody waits for it."""
 
     def start(self) -> None:
         """Take over what dead servers left behind and begin to write."""
@@ -81,15 +85,9 @@ class DecisionJournal:
 
     # ------------------------------------------------------------ writing
 
-    def write_batch(self, batch: DecisionBatch) -> Future[None]:
-        """Write the decisions of a request; the future ends when they are on disk."""
-        return self._put(_BATCH + batch.to_bytes())
-
-    def write(self, rows: Sequence[dict[str, Any]]) -> Future[None]:
-        """Write records, all or none; the future ends when they are on disk."""
-        return self._put(_ROWS + msgspec.msgpack.encode(list(rows)))
-
-    def _put(self, content: bytes) -> Future[None]:
+    def write(self, batch: DecisionBatch) -> Future[None]:
+        """Write decisions, all or none; the future ends when they are on disk."""
+        content = _BATCH + batch.to_bytes()
         done: Future[None] = Future()
         # A request that is cancelled takes its record back no more: the writer would stumble over it.
         done.set_running_or_notify_cancel()
@@ -154,11 +152,11 @@ class DecisionJournal:
 
     def _ship_loop(self) -> None:
         while True:
-            # Nothing to do until something is written; then a little time for more to come along.
+            # Nothing to do until something is written; then a little time for more to come along, unless one waits.
             self._wanted.wait()
             self._wanted.clear()
-            if not self._closing:
-                time.sleep(SHIP_EVERY_S)
+            self._hurry.wait(SHIP_EVERY_S)
+            self._hurry.clear()
             self._ship_all()
             if self._closing and not self._writer.is_alive():
                 return
@@ -212,7 +210,7 @@ class DecisionJournal:
         _remove(folder)
         os.close(self._adopted.pop(folder))
 
-    # ------------------------------------------------------------ reading, and what else a DecisionLog does
+    # ------------------------------------------------------------ reading
 
     @property
     def backlog_bytes(self) -> int:
@@ -221,16 +219,21 @@ class DecisionJournal:
 
     def find(self, transaction_id: str, *, limit: int = 100) -> list[dict[str, Any]]:
         """Decisions on one transaction, newest first, what was written until now included."""
-        self._wanted.set()
         with self._lock:
             self._rotate()
             mine = set(self._closed_segments)
+            if mine:
+                self._ship_now()
             if not self._lock.wait_for(lambda: mine.isdisjoint(self._closed_segments), FIND_TIMEOUT_S):
                 raise StoreUnavailableError(f"decisions wait for their database: {self._problem or 'it is slow'}")
         if not self._created:
             self._log.create()
             self._created = True
         return self._log.find(transaction_id, limit=limit)
+
+    def _ship_now(self) -> None:
+        self._hurry.set()
+        self._wanted.set()
 
     def purge(self, *, before_ms: int) -> int:
         """Delete decisions made before `before_ms`; return how many there were."""
@@ -250,7 +253,7 @@ class DecisionJournal:
         if self._writer.is_alive():
             self._waiting.put(None)
             self._writer.join(timeout=10)
-            self._wanted.set()
+            self._ship_now()
             self._ship.join(timeout=CLOSE_S)
             if not any(self._own.glob("*.journal")):
                 _remove(self._own)
@@ -294,8 +297,11 @@ def _framed(content: bytes) -> bytes:
     return _FRAME.pack(len(content), zlib.crc32(content)) + content
 
 
-def read_segment(path: Path) -> Iterator[Write]:
-    """Yield each write in a segment; ends before a frame that a crash cut short."""
+def read_segment(path: Path) -> Iterator[DecisionBatch]:
+    """Yield what was written to a segment; ends before a frame that a crash cut short.
+
+    Raises SchemaMismatchError for what another version has written: it must be neither lost nor misread.
+    """
     data = path.read_bytes()
     at = 0
     while at + _FRAME.size <= len(data):
@@ -303,9 +309,20 @@ def read_segment(path: Path) -> Iterator[Write]:
         content = data[at + _FRAME.size : at + _FRAME.size + length]
         if len(content) < length or zlib.crc32(content) != checksum:
             return
-        kind, body = content[:1], content[1:]
-        yield DecisionBatch.from_bytes(body) if kind == _BATCH else msgspec.msgpack.decode(body)
+        yield _batch_of(content, path)
         at += _FRAME.size + length
+
+
+def _batch_of(content: bytes, path: Path) -> DecisionBatch:
+    try:
+        if content[:1] == _BATCH:
+            return DecisionBatch.from_bytes(content[1:])
+    except msgspec.DecodeError:
+        pass
+    raise SchemaMismatchError(
+        f"{path}: expected decisions that this version writes, got those of another (kind {content[:1]!r}); "
+        "start the version that wrote them once, or move the file elsewhere"
+    )
 
 
 def _hold(folder: Path) -> int | None:

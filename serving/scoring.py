@@ -20,7 +20,6 @@ from serving.admission import Admission
 from serving.api import Score, Transaction
 from serving.assemble import decision_batch, scores_of
 from serving.batching import Batcher, Entry, context_of
-from serving.decisions import DecisionLog
 from serving.journal import DecisionJournal
 from serving.metrics import Metrics
 from serving.models import LoadedModel, ModelFollower
@@ -39,7 +38,7 @@ class Parts(Protocol):
     inference: Pool
     predictor: Predictor
     follower: ModelFollower
-    decisions: DecisionLog | DecisionJournal
+    decisions: DecisionJournal
     metrics: Metrics
     shadow: Shadow | None
 
@@ -175,7 +174,7 @@ class Scoring:
             batch = decision_batch(
                 sheet, rows.table, scores, first.model, request_ids=requests, scored_at_ms=scored_at_ms, kept=kept
             )
-            await asyncio.wrap_future(parts.decisions.write_batch(batch))
+            await asyncio.wrap_future(parts.decisions.write(batch))
         record_ms = (time.perf_counter() - scored) * 1e3
         at = 0
         for entry in group:

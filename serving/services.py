@@ -20,7 +20,6 @@ from graph_features.settings import PlatformSettings, ServingSettings
 from graph_features.sources.base import RecordStore
 from graph_features.stores.base import OfflineStore, OnlineStore
 from serving.auth import Guard, OpenGuard
-from serving.decisions import DecisionLog
 from serving.engineering import FeatureEngineering
 from serving.graph_sync import GraphSync
 from serving.health import Health, Resource, pool_ping
@@ -75,7 +74,7 @@ class Services:
     graph_sync: GraphSync
     predictor: Predictor
     follower: ModelFollower
-    decisions: DecisionLog | DecisionJournal
+    decisions: DecisionJournal
     jobs: Jobs
     metrics: Metrics
     shadow: Shadow | None = None
@@ -96,7 +95,7 @@ class Services:
         self.health = Health(self._resources(), auth=self.guard.describe())
         self.metrics.watch(dict.fromkeys((self.inference, self.features, self.graph_sync.pool)))
         self.metrics.expected_wait.set_function(lambda: self.scoring.admission.wait_s)
-        self.metrics.decision_backlog.set_function(lambda: getattr(self.decisions, "backlog_bytes", 0))
+        self.metrics.decision_backlog.set_function(lambda: self.decisions.backlog_bytes)
         if (collector := self.jobs.collector()) is not None:
             self.metrics.registry.register(collector)
 

@@ -19,9 +19,9 @@ from graph_features.sources.base import Traces
 from infra.decision_logs import INVALID, NOT_FOUND, NULL_VALUE, PRESENT, DecisionLogs, log_decisions
 from infra.wiring import Platform
 from serving.decisions import DecisionLog, open_engine
+from tests.decisions import VIEW, Decided, decided
 
 NOON = to_ms(datetime(2026, 3, 1, 12, tzinfo=UTC))
-VIEW = "account_activity"
 VALUE = "activity__sent_count_all"
 
 
@@ -42,26 +42,6 @@ def row(account: str, as_of_ms: int, seq: int, sent: int | None) -> pa.Table:
     schema = catalog().schemas[VIEW].arrow_schema
     values = {"account_id": account, "event_timestamp": from_ms(as_of_ms), "created_timestamp": created_timestamp(seq)}
     return pa.Table.from_pylist([{**dict.fromkeys(schema.names), **values, "sent_count_all": sent}], schema)
-
-
-def record(id_: str, sender: str, receiver: str, used: dict[str, list[int] | None]) -> dict[str, Any]:
-    return {
-        "transaction_id": id_,
-        "request_id": "r1",
-        "scored_at_ms": NOON + 1_000,
-        "event_timestamp_ms": NOON,
-        "model_name": "ringfence",
-        "model_version": "1",
-        "model_alias": "champion",
-        "feature_hash": "h",
-        "fraud_score": 0.25,
-        "threshold": 0.5,
-        "decision": "pass",
-        "inputs": {"sender_id": sender, "receiver_id": receiver, "amount_base": 1250, "amount": 1250},
-        "rows": {role: {VIEW: version} for role, version in used.items()},
-        "unseen": [],
-        "degraded": [],
-    }
 
 
 def logs(settings: PlatformSettings, part: str) -> list[dict[str, Any]]:
@@ -89,17 +69,18 @@ def test_decisions_are_logged_once_with_the_values_they_rested_on(platform: Plat
         for at, table in enumerate(written):
             stores.offline.write(view, table, part=f"t{at}")
     decisions = DecisionLog(open_engine(platform))
-    decisions.start()
-    first = [
-        record("t1", "a", "b", {"sender": [NOON - 10, 3], "receiver": [NOON - 20, 4]}),
-        record("t2", "c", "nobody", {"sender": [NOON - 30, 8], "receiver": None}),
-    ]
-    decisions.write(first).result(timeout=30)
+    decisions.create()
+    moments = {"scored_at_ms": NOON + 1_000, "event_ms": NOON}
+    first = (
+        Decided(transaction_id="t1", sender="a", receiver="b", used=((NOON - 10, 3), (NOON - 20, 4))),
+        Decided(transaction_id="t2", sender="c", receiver="nobody", used=((NOON - 30, 8), None)),
+    )
+    decisions.store_segment("one", [decided(*first, request_id="r1", **moments)])
     assert log_decisions(platform, decisions, until_ms=NOON) == 0
     assert log_decisions(platform, decisions, until_ms=NOON + 2_000) == 2
     assert log_decisions(platform, decisions, until_ms=NOON + 2_000) == 0
-    used: dict[str, list[int] | None] = {"sender": [NOON - 10, 3], "receiver": [NOON - 10, 3]}
-    decisions.write([record("t3", "a", "a", used)]).result(timeout=30)
+    late = Decided(transaction_id="t3", sender="a", receiver="a", used=((NOON - 10, 3), (NOON - 10, 3)))
+    decisions.store_segment("two", [decided(late, request_id="r1", **moments)])
     assert log_decisions(platform, decisions, until_ms=NOON + 2_000) == 1
     decisions.close()
     payers, payees = logs(platform, "sender"), logs(platform, "receiver")

@@ -26,6 +26,7 @@ from graph_features.jobs.runner import JobRunner
 from graph_features.settings import FeatureSettings, PlatformSettings
 from infra.erasing import keep, places
 from serving.decisions import DecisionLog
+from tests.decisions import Decided, decided
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 ACCOUNTS = [f"a{number}" for number in range(12)]
@@ -109,18 +110,13 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 def decisions(tmp_path: Path) -> Iterator[DecisionLog]:
     """Decisions on a payment of the account's, one of another account's, and one with its device."""
     log = DecisionLog(sa.create_engine(f"sqlite:///{tmp_path / 'decisions.sqlite'}"))
-    log.start()
-    inputs = [
-        {"sender_id": GONE, "receiver_id": "a2", "device_id": "d1", "card_id": None},
-        {"sender_id": NEAR, "receiver_id": "a2", "device_id": "d10", "card_id": None},
-        {"sender_id": "a3", "receiver_id": "a4", "device_id": "d1", "card_id": None},
-    ]
-    common = {
-        "request_id": "r", "scored_at_ms": 1, "event_timestamp_ms": 1, "model_name": "m", "model_version": "1",
-        "model_alias": "a", "feature_hash": "h", "fraud_score": 0.5, "threshold": 0.5, "decision": "review",
-        "rows": {}, "unseen": [], "degraded": [],
-    }  # fmt: skip
-    log.write([{"transaction_id": f"x{at}", "inputs": one, **common} for at, one in enumerate(inputs)]).result(10)
+    log.create()
+    batch = decided(
+        Decided(transaction_id="x0", sender=GONE, receiver="a2", device="d1"),
+        Decided(transaction_id="x1", sender=NEAR, receiver="a2", device="d10"),
+        Decided(transaction_id="x2", sender="a3", receiver="a4", device="d1"),
+    )
+    log.store_segment("one", [batch])
     yield log
     log.close()
 

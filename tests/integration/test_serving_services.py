@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -18,6 +18,7 @@ from graph_features.errors import StoreUnavailableError
 from graph_features.settings import PlatformSettings, PostgresSettings, Profile
 from infra.client import key_headers
 from serving.decisions import DecisionLog, open_engine
+from tests.decisions import Decided, decided
 
 pytestmark = pytest.mark.services
 
@@ -30,26 +31,6 @@ def use(monkeypatch: pytest.MonkeyPatch, settings: PostgresSettings) -> None:
     monkeypatch.setenv("RINGFENCE_POSTGRES_PASSWORD", settings.password.get_secret_value())
 
 
-def record(transaction_id: str) -> dict[str, Any]:
-    return {
-        "transaction_id": transaction_id,
-        "request_id": "r",
-        "scored_at_ms": 1_000,
-        "event_timestamp_ms": 500,
-        "model_name": "ringfence",
-        "model_version": "1",
-        "model_alias": "champion",
-        "feature_hash": "h",
-        "fraud_score": 0.1 + 0.2,
-        "threshold": 0.5,
-        "decision": "pass",
-        "inputs": {"sender_id": "a", "amount": 10**15},
-        "rows": {"sender": {"activity": [1, 2], "other": None}},
-        "unseen": ["receiver"],
-        "degraded": [],
-    }
-
-
 def test_decisions_on_postgres(
     postgres_settings: PostgresSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -57,19 +38,25 @@ def test_decisions_on_postgres(
     use(monkeypatch, postgres_settings)
     platform = PlatformSettings(profile=Profile.SERVICES, home=tmp_path)
     log = DecisionLog(open_engine(platform))
-    log.start()
-    log.write([record(f"t{at}") for at in range(1_000)]).result(timeout=30)
+    log.create()
+    payments = [Decided(transaction_id=f"t{at}", amount=10**15) for at in range(1_000)]
+    batch = msgspec.structs.replace(decided(*payments, score=0.1 + 0.2), unseen={7: ["receiver"]})
+    assert [log.store_segment("one", [batch]) for _ in range(2)] == [1_000, 0]
     again = DecisionLog(open_engine(platform))
-    again.start()
+    again.create()
     (found,) = again.find("t7")
-    assert {name: found[name] for name in record("t7")} == record("t7")
-    again.ping()
+    expected = batch.rows()[7]
+    assert {name: found[name] for name in expected} == expected
     again.close()
-    with log._engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE ringfence.decisions"))
-    with pytest.raises(StoreUnavailableError) as caught:
-        log.write([record("private-id")]).result(timeout=30)
-    assert "private-id" not in str(caught.value)
+    for trouble in (
+        "ALTER TABLE ringfence.decisions ADD CHECK (transaction_id NOT LIKE 'private%')",
+        "DROP TABLE ringfence.decisions",
+    ):
+        with log._engine.begin() as connection:
+            connection.execute(sa.text(trouble))
+        with pytest.raises(StoreUnavailableError, match=r"the database of decisions failed: .") as caught:
+            log.store_segment("two", [decided("private-id")])
+        assert "private-id" not in str(caught.value)
     log.close()
 
 

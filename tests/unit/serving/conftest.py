@@ -370,14 +370,19 @@ class Application:
         from serving.decisions import DecisionLog, open_engine
         from serving.graph_sync import GraphSync
         from serving.jobs import Jobs
+        from serving.journal import DecisionJournal
         from serving.models import ModelFollower
         from serving.payments import Payments
         from serving.services import Services, Stores
+        from serving.shipping import DecisionShipper
 
         metrics = Metrics()
         records = SqliteRecords(self.home / "records.sqlite")
         records.create_schema()
-        decisions = DecisionLog(open_engine(self.platform))
+        shipper = InlinePool(name="decisions", size=1, build=lambda: DecisionShipper(self.platform, {}))
+        decisions = DecisionJournal(
+            DecisionLog(open_engine(self.platform)), self.home / "decisions", shipper, max_bytes=1 << 30
+        )
         decisions.start()
         inference = InlinePool(name="inference", size=1, build=lambda: ShardScorer(self.online))
         features = InlinePool(name="features", size=2, build=lambda: self.world)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from graph_features.clock import from_ms
 from graph_features.contracts import TRANSACTION_SCHEMA
-from serving.decision_batch import ABSENT, DecisionBatch, Write, records_of, stream_of
+from serving.decision_batch import ABSENT, DecisionBatch, stream_of
 from serving.decision_copy import COLUMNS, copy_text
 
 VIEWS = {"act%d": ("sender", "receiver"), 'od"d\\': ("sender", "receiver"), "pair": ("pair", "reverse")}
@@ -69,8 +69,8 @@ def read_back(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def plain(write: Write) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(msgspec.json.encode(record)) for record in records_of(write)]
+def plain(batch: DecisionBatch) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(msgspec.json.encode(record)) for record in batch.rows()]
 
 
 @settings(max_examples=100, deadline=None)
@@ -78,11 +78,3 @@ def plain(write: Write) -> list[dict[str, Any]]:
 def test_text_of_a_batch_holds_its_records(batch: DecisionBatch) -> None:
     """Read as PostgreSQL reads it, the text gives the records that SQLite is given, to the last character."""
     assert read_back(copy_text(batch)) == plain(batch)
-
-
-@settings(max_examples=50, deadline=None)
-@given(batches())
-def test_text_of_records_holds_them(batch: DecisionBatch) -> None:
-    """Records that were no batch are written the same way."""
-    assert read_back(copy_text(batch.rows())) == plain(batch)
-    assert copy_text([]) == ""

@@ -8,29 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from graph_features.errors import StoreUnavailableError
 from graph_features.settings import PlatformSettings
 from serving import journal
-from serving.decision_batch import records_of
 from serving.decisions import DecisionLog, open_engine
 from serving.journal import DecisionJournal, read_segment
 from serving.pool import InlinePool
 from serving.shipping import DecisionShipper
-
-RECORD = {
-    "request_id": "r", "scored_at_ms": 1_000, "event_timestamp_ms": 500, "model_name": "ringfence",
-    "model_version": "1", "model_alias": "champion", "feature_hash": "h", "fraud_score": 0.25, "threshold": 0.5,
-    "decision": "pass", "inputs": {"sender_id": "a"}, "rows": {"sender": {"activity": [1, 2]}}, "unseen": [],
-    "degraded": [],
-}  # fmt: skip
-
-
-def records(*ids: str) -> list[dict[str, Any]]:
-    return [{**RECORD, "transaction_id": one} for one in ids]
+from tests.decisions import decided
 
 
 class Shipper(DecisionShipper):
@@ -75,6 +63,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 Make = Callable[..., tuple[DecisionJournal, Shipper]]
 
 
+def frame(transaction_id: str) -> bytes:
+    """As a server leaves it on disk."""
+    return journal._framed(b"B" + decided(transaction_id).to_bytes())
+
+
 def segments(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.journal"))
 
@@ -82,14 +75,61 @@ def segments(folder: Path) -> list[Path]:
 def test_written_is_found_and_leaves_no_file(make: Make, tmp_path: Path) -> None:
     """A record is found right after its write, once, and its segment is removed."""
     one, _ = make()
-    futures = [one.write(records(f"t{at}")) for at in range(50)]
+    futures = [one.write(decided(f"t{at}")) for at in range(50)]
     for future in futures:
         future.result(timeout=10)
     (found,) = one.find("t7")
-    assert {name: found[name] for name in RECORD} == RECORD
+    (expected,) = decided("t7").rows()
+    assert {name: found[name] for name in expected} == expected
     assert one.find("t50") == []
     assert segments(tmp_path) == []
     assert one.backlog_bytes == 0
+
+
+def test_who_looks_for_a_record_does_not_wait_for_others(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up, and closing, must ship at once what else waits for more to come along."""
+    monkeypatch.setattr(journal, "SHIP_EVERY_S", 3_600.0)
+    one, _ = make()
+    for name in ("t1", "t2"):
+        one.write(decided(name)).result(timeout=10)
+        assert len(one.find(name)) == 1
+    one.write(decided("last")).result(timeout=10)
+    one.close()
+    assert one.backlog_bytes == 0
+
+
+def test_closing_writes_what_waits(make: Make, tmp_path: Path) -> None:
+    """Records that wait when the server stops are in the database when it has; then none are taken any more."""
+    one, _ = make()
+    futures = [one.write(decided(f"t{at}")) for at in range(50)]
+    one.close()
+    assert all(future.done() and future.exception() is None for future in futures)
+    log = DecisionLog(open_engine(PlatformSettings(home=tmp_path)))
+    assert [len(log.find(f"t{at}")) for at in range(50)] == [1] * 50
+    log.close()
+    with pytest.raises(StoreUnavailableError, match="has stopped"):
+        one.ping()
+    with pytest.raises(StoreUnavailableError, match="is stopping"):
+        one.write(decided("late")).result(timeout=10)
+
+
+@pytest.mark.parametrize("content", [b"C" + decided("t").to_bytes(), b"B\x81\xa1a\x01"])  # {"a": 1}
+def test_what_another_version_wrote_is_kept(make: Make, tmp_path: Path, content: bytes) -> None:
+    """A segment that this version cannot read is neither stored nor removed, and /health says so; writes go on."""
+    dead = tmp_path / "decisions" / "dead"
+    dead.mkdir(parents=True)
+    (dead / "00000000000000000001-ab.journal").write_bytes(frame("before") + journal._framed(content))
+    one, _ = make()
+    deadline = time.monotonic() + 10
+    while not (problem := one.ping()["problem"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert "those of another" in problem
+    one.write(decided("t1")).result(timeout=10)
+    segments(dead)[0].rename(tmp_path / "elsewhere")
+    assert len(one.find("t1")) == 1
+    assert one.find("before") == []
+    assert one.ping() == {"backlog_bytes": 0, "problem": ""}
 
 
 def test_writes_go_on_while_the_database_is_away(make: Make) -> None:
@@ -97,7 +137,7 @@ def test_writes_go_on_while_the_database_is_away(make: Make) -> None:
     one, shipper = make()
     shipper.away.set()
     for at in range(5):
-        one.write(records(f"t{at}")).result(timeout=10)
+        one.write(decided(f"t{at}")).result(timeout=10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal, "FIND_TIMEOUT_S", 0.3)
         with pytest.raises(StoreUnavailableError, match="the database is away"):
@@ -112,7 +152,7 @@ def test_a_segment_shipped_twice_is_stored_once(make: Make) -> None:
     """When the answer of the database is lost, the segment is sent again, and its records are there once."""
     one, shipper = make()
     shipper.forgetful = True
-    one.write(records("t1")).result(timeout=10)
+    one.write(decided("t1")).result(timeout=10)
     assert len(one.find("t1")) == 1
     assert not shipper.forgetful
 
@@ -121,9 +161,7 @@ def test_what_a_dead_server_left_is_taken_over(make: Make, tmp_path: Path) -> No
     """Segments whose server is gone are stored by the next one, a last frame that was cut short excepted."""
     dead = tmp_path / "decisions" / "dead"
     dead.mkdir(parents=True)
-    whole = journal._framed(b"R" + journal.msgspec.msgpack.encode(records("kept")))
-    cut = journal._framed(b"R" + journal.msgspec.msgpack.encode(records("cut")))[:-3]
-    (dead / "00000000000000000001-ab.journal").write_bytes(whole + cut)
+    (dead / "00000000000000000001-ab.journal").write_bytes(frame("kept") + frame("cut")[:-3])
     one, _ = make()
     assert len(one.find("kept")) == 1
     assert one.find("cut") == []
@@ -135,13 +173,12 @@ def test_of_two_servers_one_takes_over(make: Make, tmp_path: Path) -> None:
     """Two that start beside what a dead one left must not both store it: the second would wait for it for ever."""
     dead = tmp_path / "decisions" / "dead"
     dead.mkdir(parents=True)
-    frame = journal._framed(b"R" + journal.msgspec.msgpack.encode(records("kept")))
-    (dead / "00000000000000000001-ab.journal").write_bytes(frame)
+    (dead / "00000000000000000001-ab.journal").write_bytes(frame("kept"))
     one, shipper = make()
     shipper.away.set()
     two, _ = make()
-    assert (one.backlog_bytes, two.backlog_bytes) == (len(frame), 0)
-    two.write(records("own")).result(timeout=10)
+    assert (one.backlog_bytes, two.backlog_bytes) == (len(frame("kept")), 0)
+    two.write(decided("own")).result(timeout=10)
     assert len(two.find("own")) == 1
     shipper.away.clear()
     assert len(one.find("kept")) == 1
@@ -151,12 +188,12 @@ def test_a_segment_that_is_gone_holds_up_nothing(make: Make, tmp_path: Path) -> 
     """A segment that somebody else has removed must not keep those behind it from their database."""
     one, shipper = make()
     shipper.away.set()
-    one.write(records("lost")).result(timeout=10)
+    one.write(decided("lost")).result(timeout=10)
     while not one.ping()["problem"]:
         time.sleep(0.01)
     (first,) = segments(tmp_path)
     first.unlink()
-    one.write(records("later")).result(timeout=10)
+    one.write(decided("later")).result(timeout=10)
     shipper.away.clear()
     assert len(one.find("later")) == 1
     assert one.ping() == {"backlog_bytes": 0, "problem": ""}
@@ -166,8 +203,8 @@ def test_a_cancelled_request_stops_nobody(make: Make) -> None:
     """Whoever waits for a write may be cancelled, as a client that is gone; the writer must go on."""
     one, _ = make()
     for at in range(50):
-        one.write(records(f"t{at}")).cancel()
-    one.write(records("last")).result(timeout=10)
+        one.write(decided(f"t{at}")).cancel()
+    one.write(decided("last")).result(timeout=10)
     assert len(one.find("last")) == 1
     one.ping()
 
@@ -176,7 +213,7 @@ def test_a_living_server_keeps_its_own(make: Make, tmp_path: Path) -> None:
     """A second server must leave alone what the first one still writes."""
     one, shipper = make()
     shipper.away.set()
-    one.write(records("t1")).result(timeout=10)
+    one.write(decided("t1")).result(timeout=10)
     two, _ = make()
     assert two.backlog_bytes == 0
     assert two.find("t1") == []
@@ -186,15 +223,15 @@ def test_a_living_server_keeps_its_own(make: Make, tmp_path: Path) -> None:
 
 def test_a_full_journal_refuses(make: Make) -> None:
     """Beyond its limit the journal takes nothing more, instead of filling the disk."""
-    one, shipper = make(max_bytes=2_000)
+    one, shipper = make(max_bytes=10 * len(frame("t00")))
     shipper.away.set()
-    outcomes = [one.write(records(f"t{at}")).exception(timeout=10) for at in range(100)]
+    outcomes = [one.write(decided(f"t{at}")).exception(timeout=10) for at in range(100)]
     refused = [str(error) for error in outcomes if error is not None]
     assert 0 < len(refused) < 100
     assert "no more are taken" in refused[0]
     shipper.away.clear()
     one.find("t0")
-    one.write(records("later")).result(timeout=10)
+    one.write(decided("later")).result(timeout=10)
     assert len(one.find("later")) == 1
 
 
@@ -202,16 +239,15 @@ def test_a_full_disk_costs_one_write(make: Make, tmp_path: Path, monkeypatch: py
     """A write that the disk refuses half way fails alone: what was cut short is taken back."""
     one, shipper = make()
     shipper.away.set()
-    one.write(records("before")).result(timeout=10)
+    one.write(decided("before")).result(timeout=10)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", _no_space)
-        future: Future[None] = one.write(records("refused"))
+        future: Future[None] = one.write(decided("refused"))
         with pytest.raises(StoreUnavailableError, match="No space left"):
             future.result(timeout=10)
-    one.write(records("after")).result(timeout=10)
+    one.write(decided("after")).result(timeout=10)
     (ids,) = [
-        [row["transaction_id"] for write in read_segment(path) for row in records_of(write)]
-        for path in segments(tmp_path)
+        [row["transaction_id"] for batch in read_segment(path) for row in batch.rows()] for path in segments(tmp_path)
     ]
     assert ids in (["before", "after"], ["after"])
     shipper.away.clear()
@@ -222,7 +258,7 @@ def test_nothing_follows_half_a_frame(make: Make, tmp_path: Path, monkeypatch: p
     """Where what was cut short cannot be taken back either, later records go to another file that is read."""
     one, shipper = make()
     shipper.away.set()
-    one.write(records("before")).result(timeout=10)
+    one.write(decided("before")).result(timeout=10)
     write, cut = os.write, [3]
 
     def half(descriptor: int, data: memoryview) -> int:
@@ -234,8 +270,8 @@ def test_nothing_follows_half_a_frame(make: Make, tmp_path: Path, monkeypatch: p
         patch.setattr(os, "write", half)
         patch.setattr(os, "ftruncate", lambda *_: _no_space(0))
         with pytest.raises(StoreUnavailableError, match="No space left"):
-            one.write(records("refused")).result(timeout=10)
-    one.write(records("after")).result(timeout=10)
+            one.write(decided("refused")).result(timeout=10)
+    one.write(decided("after")).result(timeout=10)
     shipper.away.clear()
     assert [len(one.find(name)) for name in ("before", "refused", "after")] == [1, 0, 1]
 
