@@ -22,6 +22,8 @@ class PartResult(Generic[P, R]):
     part: P
     value: R | None = None
     error: Exception | None = None
+    lost: bool = False
+    """The error is the death of its worker, not one of the work."""
 
     def get(self) -> R:
         """Return the value; raise the error."""
@@ -113,7 +115,7 @@ class ProcessPool:
                 return PartResult(part=part, value=future.result())
             except ProcessExpired as error:
                 if attempt == self._retries:
-                    return PartResult(part=part, error=error)
+                    return PartResult(part=part, error=error, lost=True)
                 future = self._start(function, part)
             except Exception as error:  # noqa: BLE001  reported with its part, for the caller to judge
                 return PartResult(part=part, error=error)

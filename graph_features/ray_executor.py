@@ -87,7 +87,7 @@ class RayExecutor:
                 return PartResult(part=part, error=cause if isinstance(cause, Exception) else error)
             except RayError as error:  # the worker died, its node did, or what it returned is lost
                 if attempt == self._retries:
-                    return PartResult(part=part, error=error)
+                    return PartResult(part=part, error=error, lost=True)
                 self.retried += 1
                 reference = self._start(function, part)
         raise AssertionError("the last attempt returns")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from graph_features.errors import ModelError
-from graph_features.executor import open_executor
+from graph_features.executor import PartResult, open_executor
 from graph_features.input_spec import InputSpec
 from graph_features.ray_cluster import own_address
 from graph_features.settings import ExecutorKind, ExecutorSettings, TrainingSettings, load
@@ -131,13 +131,28 @@ def fit_by_workers(
             results = list(executor.map(_work, parts))
     finally:
         executor.close()
-    errors = [result.error for result in results if result.error is not None]
-    ours = [error for error in errors if isinstance(error, ModelError)]
-    if errors:
-        raise ours[0] if ours else ModelError(f"a training worker failed, {type(errors[0]).__name__}: {errors[0]}")
+    failed = [result for result in results if result.error is not None]
+    if failed:
+        raise _reason(failed)
     fitted = results[0].get()
     assert fitted is not None
     return fitted
+
+
+def _reason(failed: list[PartResult[Part, Fitted[PaymentNetwork] | None]]) -> ModelError:
+    """Return what ended a training: what a worker said is wrong, or a death, before what the others made of that."""
+    for result in failed:
+        if isinstance(result.error, ModelError):
+            return result.error
+    first = next((result for result in failed if result.lost), failed[0])
+    what = "died" if first.lost else "failed"
+    next_time = "train again" if first.part.checkpoint is None else "train again, which goes on from the checkpoint"
+    # What Ray says of a death goes on for a page.
+    said = str(first.error).strip().partition("\n")[0]
+    return ModelError(
+        f"worker {first.part.rank + 1} of {first.part.size} {what} amid the training, "
+        f"{type(first.error).__name__}: {said}; {next_time}"
+    )
 
 
 @contextmanager
