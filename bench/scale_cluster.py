@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from graph_features.ray_cluster import disconnect
 from graph_features.settings import ExecutorKind, ExecutorSettings
 
-START_LIMIT_S = 180.0
+START_LIMIT_S = 60.0
+STARTS = 3
 ROOT = Path(__file__).parents[1]
+
+N = TypeVar("N")
 
 
 @contextmanager
@@ -25,13 +28,11 @@ def ray_cluster(*, nodes: int, store_mb: int = 200) -> Iterator[ExecutorSettings
     from ray.cluster_utils import Cluster
 
     size = store_mb << 20
-    head = {"num_cpus": 0, "object_store_memory": size, "include_dashboard": False, **node_ports()}
-    with patience():
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+    head = {"num_cpus": 0, "object_store_memory": size, "include_dashboard": False}
+    cluster = started(lambda: Cluster(initialize_head=True, head_node_args={**head, **node_ports()}))
     try:
-        with patience():
-            for _ in range(nodes):
-                cluster.add_node(wait=False, num_cpus=1, object_store_memory=size, **node_ports())
+        for _ in range(nodes):
+            started(lambda: cluster.add_node(wait=False, num_cpus=1, object_store_memory=size, **node_ports()))
         yield ExecutorSettings(executor=ExecutorKind.RAY, ray_address=cluster.address)
     finally:
         disconnect()
@@ -46,8 +47,25 @@ def node_ports() -> dict[str, int]:
         return {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
 
 
+def started(start: Callable[[], N]) -> N:
+    """Return the node or cluster that `start` starts, begun again when it does not come up.
+
+    A node gives its agents fifteen seconds, which no setting changes, and ends by itself when a busy machine takes
+    longer to start them.
+    """
+    for _ in range(STARTS - 1):
+        try:
+            with _patience():
+                return start()
+        except Exception as error:  # Ray has no class for it
+            if "timed out during startup" not in str(error):
+                raise
+    with _patience():
+        return start()
+
+
 @contextmanager
-def patience() -> Iterator[None]:
+def _patience() -> Iterator[None]:
     """Ray gives a node half a minute to say that it is there, which a busy machine may exceed: wait for it here."""
     from ray._private import services
 

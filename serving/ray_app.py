@@ -39,6 +39,12 @@ class ServeArguments(BaseModel):
         description="Cores that a replica reserves; 0 takes one, and one per worker process of its own.",
     )
     memory_mb: int = Field(default=0, ge=0, description="Memory that a replica reserves; 0 reserves none.")
+    surge_percent: int = Field(
+        default=25,
+        ge=0,
+        le=100,
+        description="Replicas, rounded up, that a roll-over starts before it stops old ones; 0 stops old ones first.",
+    )
     revision: str = Field(default="1", description="Another one rolls all replicas over, though nothing else changed.")
 
 
@@ -63,6 +69,7 @@ def application(arguments: ServeArguments) -> Any:
             downscale_delay_s=SCALE_DOWN_AFTER_S,
         ),
         health_check_period_s=HEALTH_EVERY_S,
+        max_surge_percent=arguments.surge_percent,
         graceful_shutdown_timeout_s=2 * settings.drain_s,
     )
     # A node that has a home of its own keeps it.

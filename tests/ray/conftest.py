@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench.scale_cluster import node_ports, patience
+from bench.scale_cluster import node_ports, started
 from graph_features.settings import ExecutorKind, ExecutorSettings
 
 ROOT = Path(__file__).parents[2]
@@ -41,10 +41,9 @@ class TestCluster:
 
     def grow(self, nodes: int) -> None:
         """Have so many nodes that work."""
-        with patience():
-            while len(self.nodes) < nodes:
-                node = self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=STORE_BYTES, **node_ports())
-                self.nodes.append(node)
+        sizes = {"wait": False, "num_cpus": 1, "object_store_memory": STORE_BYTES}
+        while len(self.nodes) < nodes:
+            self.nodes.append(started(lambda: self.cluster.add_node(**sizes, **node_ports())))
 
     def kill(self) -> None:
         """Kill a node with all that runs on it, as a machine that loses its power."""
@@ -65,10 +64,8 @@ def ray_cluster() -> Iterator[TestCluster]:
         "object_store_memory": STORE_BYTES,
         "include_dashboard": False,
         "_system_config": NOTICE_DEATH,
-        **node_ports(),
     }
-    with patience():
-        made = TestCluster(cluster=Cluster(initialize_head=True, head_node_args=head))
+    made = TestCluster(cluster=started(lambda: Cluster(initialize_head=True, head_node_args={**head, **node_ports()})))
     try:
         yield made
     finally:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,13 @@ from serving.ray_app import ServeArguments, application
 
 # Ray Serve's own modules are not up to date with pydantic.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def until(condition: Callable[[], bool], limit_s: float = 90.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -45,3 +55,72 @@ def test_the_api_answers(port: int) -> None:
     refused = httpx.post(f"{url}/predict", json={"transactions": "none"}, timeout=60)
     assert refused.status_code in (400, 503)
     assert refused.headers["content-type"] == "application/problem+json"
+
+
+class Caller(threading.Thread):
+    """Sends two payments over and over, and notes what it is answered, or the error in place of it."""
+
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__()
+        self.answers: list[int | str] = []
+        self.over = threading.Event()
+        self._url = url
+        self._body = {
+            "transactions": [
+                {
+                    "transaction_id": f"{name}-{number}",
+                    "event_timestamp": "2026-03-01T12:00:00Z",
+                    "sender_account_id": "a",
+                    "receiver_account_id": "b",
+                    "amount": "10.00",
+                    "currency": "EUR",
+                }
+                for number in range(2)
+            ]
+        }
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=60) as client:
+            while not self.over.wait(0.05):
+                try:
+                    self.answers.append(client.post("/transactions", json=self._body).status_code)
+                except httpx.HTTPError as error:
+                    self.answers.append(repr(error))
+
+
+@contextmanager
+def calling(url: str, callers: int) -> Iterator[list[Caller]]:
+    """Have so many callers at it; they have ended when the block has."""
+    threads = [Caller(url, f"t{number}") for number in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield threads
+    finally:
+        for thread in threads:
+            thread.over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_new_revision_rolls_over_without_a_gap(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are answered by the old replica, then by the new one with its new settings; none fails in between."""
+    from ray import serve
+
+    def deploy(revision: str) -> None:
+        serve.run(application(ServeArguments(max_replicas=1, cpus=0.4, revision=revision)), name="ringfence")
+
+    def answered(wanted: int) -> bool:
+        return all(wanted in caller.answers for caller in callers)
+
+    monkeypatch.setenv("RINGFENCE_SERVING_MAX_BATCH", "1")
+    deploy("1")
+    with calling(f"http://127.0.0.1:{port}", 3) as callers:
+        until(lambda: answered(413))
+        monkeypatch.setenv("RINGFENCE_SERVING_MAX_BATCH", "2")
+        deploy("2")
+        until(lambda: answered(200))
+        until(lambda: len(serve.status().applications["ringfence"].deployments["ringfence"].replica_states) == 1)
+    for caller in callers:
+        assert set(caller.answers) == {413, 200}
+        assert (caller.answers[0], caller.answers[-1]) == (413, 200)
