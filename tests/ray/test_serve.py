@@ -70,8 +70,8 @@ class Caller(threading.Thread):
                 {
                     "transaction_id": f"{name}-{number}",
                     "event_timestamp": "2026-03-01T12:00:00Z",
-                    "sender_account_id": "a",
-                    "receiver_account_id": "b",
+                    "sender_id": "a",
+                    "receiver_id": "b",
                     "amount": "10.00",
                     "currency": "EUR",
                 }
