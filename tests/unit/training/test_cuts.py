@@ -51,7 +51,7 @@ def test_no_more_than_wanted_and_the_best_first(most: int) -> None:
     hnp.arrays(np.bool_, 60),
 )
 def test_what_the_network_sees_is_standardised(x: np.ndarray, is_fraud: np.ndarray) -> None:
-    """Whatever the columns, each input takes two finite values: below and null alike, and beyond; mean 0, deviation 1."""
+    """Whatever the columns, each input has two finite values, one for below and null alike; mean 0, deviation 1."""
     found = CutPoints.find(x, is_fraud, most=8)
     module = Cuts(len(found))
     module.load(found)
