@@ -129,7 +129,6 @@ async def _open(url: str, requests: Sequence[bytes], rate: float, seconds: float
     begun = time.perf_counter()
 
     async def run(at: int, moment: float) -> None:
-        await asyncio.sleep(max(0.0, moment - (time.perf_counter() - begun)))
         connection = idle.pop() if idle else Connection(url)
         try:
             status, _ = await connection.send(requests[at % len(requests)])
@@ -140,7 +139,12 @@ async def _open(url: str, requests: Sequence[bytes], rate: float, seconds: float
         statuses[status] = statuses.get(status, 0) + 1
         idle.append(connection)
 
-    await asyncio.gather(*(run(at, moment) for at, moment in enumerate(due)))
+    async with asyncio.TaskGroup() as sending:
+        # One by one: thousands of tasks made at once would hold up the first requests by themselves.
+        for at, moment in enumerate(due):
+            if (early := moment - (time.perf_counter() - begun)) > 0:
+                await asyncio.sleep(early)
+            sending.create_task(run(at, moment))
     took = time.perf_counter() - begun
     for connection in idle:
         connection.close()

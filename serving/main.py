@@ -36,7 +36,7 @@ def run(platform: PlatformSettings | None = None, settings: ServingSettings | No
     from serving.auth import is_loopback
     from serving.build import check_access
     from serving.processes import Parent, exported, inherited
-    from serving.protocol import limited
+    from serving.protocol import Server, limited
 
     guarded = check_access(platform, settings)
     # MLflow would put its own lines between ours.
@@ -69,7 +69,7 @@ def run(platform: PlatformSettings | None = None, settings: ServingSettings | No
         log.warning(
             "keys travel in the clear unless a proxy in front speaks TLS; see RINGFENCE_SERVING_TLS_CERTIFICATE"
         )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - what signal handlers take
