@@ -94,7 +94,7 @@ def explain_frauds(asked: argparse.Namespace) -> tuple[list[Explained], list[flo
 
     platform, settings = PlatformSettings(), TrainingSettings()
     registry = Registry.open(platform.home)
-    version = asked.version or registry.version_of(settings.model_name, CHAMPION)
+    version = asked.version or registry.resolve(settings.model_name, CHAMPION)[0]
     bundle = Bundle.load(registry.download(settings.model_name, version))
     truth = pq.read_table(asked.truth)
     with open_history(platform, settings) as history:

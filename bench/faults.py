@@ -126,7 +126,7 @@ def killed_workers(scene: Scene) -> None:
     killed: dict[int, float] = {}
 
     def kill(_: Shooter) -> str:
-        for _ in range(max(1, int(scene.kill_s))):
+        for _second in range(max(1, int(scene.kill_s))):
             if pids := scene.workers():
                 pid = pick.choice(pids)
                 with suppress(ProcessLookupError):

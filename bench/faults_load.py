@@ -158,7 +158,7 @@ def _still(world: World, size: int, seed: int) -> Target:
 
     case = Case(world, 2 * size, seed)
     scored = case.scored()
-    usable = ~scored.state.any(axis=0)
+    usable = np.asarray(~scored.state.any(axis=0))
     chosen = np.flatnonzero(usable[: 2 * size] & usable[2 * size :])[:size].tolist()
     return Target(payments=[case.payments[at] for at in chosen], expected=[float(scored.score[at]) for at in chosen])
 

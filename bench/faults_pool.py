@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 POOL = "ringfence.serving.pool"
 
@@ -46,7 +47,7 @@ class PoolLog:
         return found
 
 
-def _event(line: bytes) -> dict[str, str | int | None] | dict[str, str]:
+def _event(line: bytes) -> dict[str, Any]:
     try:
         event = json.loads(line)
     except ValueError:

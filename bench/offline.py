@@ -47,7 +47,7 @@ KINDS = {"feast": "postgres", "ours": "feature_repo.stores.postgres.RingfencePos
 def figures(*, rows: int = ROWS, sizes: tuple[int, ...] = ENTITY_ROWS, limit_s: float = LIMIT_S) -> list[Figure]:
     """Start PostgreSQL, fill it and measure."""
     # Here and below, so that they do not count as memory of a side's process.
-    from bench.features import guarded_home
+    from bench.homes import guarded_home
     from infra.local import servers
 
     with guarded_home() as home, tempfile.TemporaryDirectory(prefix="ringfence-bench-") as folder:

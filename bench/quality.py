@@ -164,7 +164,8 @@ class Table:
     def _columns(self) -> tuple[Columns, npt.NDArray[np.bool_]]:
         if self._made is None:
             payments, fold = self._bench.payments, self._fold
-            x, is_fraud, names = [], [], ()
+            names: tuple[str, ...] = ()
+            x, is_fraud = [], []
             for part in payments.between(fold.train_from_ms, fold.train_to_ms):
                 found = columns(payments.spec, part.tuples, graph=True)
                 names = found.names
@@ -268,8 +269,8 @@ def limits(bench: Bench) -> None:
         recalls.append(_recall_by_scenario(test, score, scenario))
     for name, values in (("of compromised receivers' frauds", unseen), ("of all frauds", known)):
         bench.figures.append(Figure(name=f"before any label, share {name}", value=float(np.mean(values)), unit=""))
-    for at, kind in enumerate(("large amount", "compromised receiver", "compromised card")):
-        value = float(np.mean([row[at] for row in recalls]))
+    for place, kind in enumerate(("large amount", "compromised receiver", "compromised card")):
+        value = float(np.mean([row[place] for row in recalls]))
         name = f"trees, recall at 100 payments a day: {kind}"
         bench.figures.append(Figure(name=name, value=value, unit="", better="higher"))
 

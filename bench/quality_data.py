@@ -78,7 +78,8 @@ class Payments:
     @cached_property
     def raw(self) -> pd.DataFrame:
         """The file itself: the answer key for reports, and what the book's own features are made of."""
-        return pq.read_table(self.data).to_pandas()
+        frame: pd.DataFrame = pq.read_table(self.data).to_pandas()
+        return frame
 
     @cached_property
     def digest(self) -> str:

@@ -69,7 +69,7 @@ def _patience() -> Iterator[None]:
     """Ray gives a node half a minute to say that it is there, which a busy machine may exceed: wait for it here."""
     from ray._private import services
 
-    look = services.get_node
+    look: Any = services.get_node
 
     def wait(*args: Any) -> Any:
         limit = time.monotonic() + START_LIMIT_S

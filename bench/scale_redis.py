@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 import redis
@@ -153,7 +154,8 @@ def _form(ports: list[int], password: str) -> None:
 
 
 def _told(node: redis.Redis, name: str) -> str:
-    return str(node.execute_command("CLUSTER INFO")[name])
+    found: Any = node.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
+    return str(found[name])
 
 
 def _until(done: Callable[[], bool]) -> None:

@@ -103,12 +103,11 @@ class BareMget:
 
     def __init__(self, world: World, names: list[bytes]) -> None:
         settings = world.services.redis
-        self._connection = redis.Connection(
-            host=settings.host, port=settings.port, password=settings.password.get_secret_value()
-        )
+        link: Any = redis.Connection
+        self._connection = link(host=settings.host, port=settings.port, password=settings.password.get_secret_value())
         self._connection.connect()
         self._socket: Any = self._connection._sock
-        self._command = hiredis.pack_command(("MGET", *names))
+        self._command = hiredis.pack_command(("MGET", *names))  # type: ignore[arg-type]
 
     def __call__(self) -> list[bytes]:
         reader = hiredis.Reader()
