@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import prometheus_client  # noqa: F401 - before any test imports Feast, which sets it to files that all of a process share
 import pytest
 from hypothesis import settings as hypothesis_settings
 

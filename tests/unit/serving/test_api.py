@@ -295,14 +295,10 @@ def test_metrics_name_routes_not_paths(run_app: Any, payment: Any) -> None:
     """Metrics count by route template; no id of a client becomes a label."""
     client, _ = run_app()
     client.post("/predict", json={"transactions": [payment]})
-    before = client.get("/metrics").text
-    client.post("/predict", json={"transactions": [payment]})
     client.get("/decisions/secret-id")
     client.get("/secret-path")
     text = client.get("/metrics").text
-    counted = re.compile(r'ringfence_requests_total\{method="POST",route="/predict",status="200"\} (\d+)\.0')
-    # Where Feast was imported first, the Prometheus client goes on from what the process has ever counted.
-    assert int(counted.findall(text)[0]) == int(counted.findall(before)[0]) + 1
+    assert 'ringfence_requests_total{method="POST",route="/predict",status="200"} 1.0' in text
     assert 'route="/decisions/{transaction_id:path}"' in text
     assert "secret" not in text
     assert "ringfence_scores_total{decision=" in text
