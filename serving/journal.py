@@ -1,34 +1,27 @@
 """The journal of decisions: every score is on disk before it is answered, and in the database soon after.
 
 A reply waits for one write and one fdatasync that all requests of the moment share, never for the database: when that
-is slow or away, scoring goes on, and what was decided waits here. Segments are files of frames (length, CRC-32,
-content); a closed segment is handed to a shipper (serving.shipping), which stores all of it and its name in one
-transaction, so that a segment that is shipped twice is stored once.
+is slow or away, scoring goes on, and what was decided waits here. A closed segment is handed to a shipper
+(serving.shipping), which stores all of it and its name in one transaction, so that a segment that is shipped twice is
+stored once.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import queue
-import secrets
-import struct
 import threading
 import time
-import zlib
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from graph_features.errors import RingfenceError, SchemaMismatchError, StoreUnavailableError
 from serving.decision_batch import DecisionBatch
 from serving.decisions import DecisionLog
 from serving.pool import Pool
+from serving.segments import REFUSED, SEGMENT, Segment, framed, hold, own_folder, remove_folder, segments_of
 
 log = logging.getLogger("ringfence.serving.journal")
 
@@ -38,9 +31,6 @@ SHIP_TIMEOUT_S = 60.0
 RETRY_S = 2.0
 FIND_TIMEOUT_S = 5.0
 CLOSE_S = 10.0
-_FRAME = struct.Struct("<II")
-_BATCH = b"B"
-"""The first byte of a frame's content says what it is: here `DecisionBatch.to_bytes`."""
 _LARGEST_GROUP = 256
 
 Item = tuple[bytes, Future[None]]
@@ -63,9 +53,11 @@ class DecisionJournal:
         """Files that nothing is written to any more, with their sizes, oldest first."""
         self._adopted: dict[Path, int] = {}
         """The locks of dead servers' folders, held until their segments are stored: two may start at once."""
-        self._current: _Segment | None = None
+        self._current: Segment | None = None
         self._backlog = 0
         self._problem = ""
+        self._refused = ""
+        """Why a segment waits for a server of another version to take it over."""
         self._created = False
         self._closing = False
         self._writer = threading.Thread(target=self._write_loop, name="journal", daemon=True)
@@ -78,7 +70,7 @@ class DecisionJournal:
     def start(self) -> None:
         """Take over what dead servers left behind and begin to write."""
         self._root.mkdir(parents=True, exist_ok=True)
-        self._own, self._held = _own_folder(self._root)
+        self._own, self._held = own_folder(self._root)
         self._adopt()
         self._writer.start()
         self._ship.start()
@@ -87,13 +79,13 @@ class DecisionJournal:
 
     def write(self, batch: DecisionBatch) -> Future[None]:
         """Write decisions, all or none; the future ends when they are on disk."""
-        content = _BATCH + batch.to_bytes()
+        frame = framed(batch)
         done: Future[None] = Future()
         # A request that is cancelled takes its record back no more: the writer would stumble over it.
         done.set_running_or_notify_cancel()
         if self._closing:
             done.set_exception(StoreUnavailableError("the server is stopping"))
-        elif self._backlog + len(content) > self._max_bytes:
+        elif self._backlog + len(frame) > self._max_bytes:
             done.set_exception(
                 StoreUnavailableError(
                     f"{self._backlog} bytes of decisions wait for their database ({self._problem or 'it is slow'}); "
@@ -101,7 +93,7 @@ class DecisionJournal:
                 )
             )
         else:
-            self._waiting.put((content, done))
+            self._waiting.put((frame, done))
         return done
 
     def _write_loop(self) -> None:
@@ -121,12 +113,12 @@ class DecisionJournal:
                 return
 
     def _write_group(self, group: list[Item]) -> None:
-        data = b"".join(_framed(content) for content, _ in group)
+        data = b"".join(frame for frame, _ in group)
         failure: StoreUnavailableError | None = None
         with self._lock:
             try:
                 if self._current is None:
-                    self._current = _Segment(self._own)
+                    self._current = Segment(self._own)
                 self._current.append(data)
                 self._backlog += len(data)
                 if self._current.size >= ROTATE_BYTES:
@@ -165,13 +157,8 @@ class DecisionJournal:
         with self._lock:
             self._rotate()
         while self._closed_segments:
-            segment, size = self._closed_segments[0]
             try:
-                if segment.exists():
-                    self._shipper.submit("ship", str(segment), timeout_s=SHIP_TIMEOUT_S).result()
-                else:
-                    log.warning("a segment of decisions is gone", extra={"segment": segment.name, "bytes": size})
-                self._forget(segment, size)
+                self._ship_first()
             except (RingfenceError, OSError) as error:
                 if str(error) != self._problem:
                     log.warning("decisions wait", extra={"error": str(error), "bytes": self._backlog})
@@ -180,6 +167,20 @@ class DecisionJournal:
                     return
                 time.sleep(RETRY_S)
 
+    def _ship_first(self) -> None:
+        """Store the oldest segment; what cannot be read is set aside, so that nothing waits behind it."""
+        segment, size = self._closed_segments[0]
+        if segment.exists():
+            try:
+                self._shipper.submit("ship", str(segment), timeout_s=SHIP_TIMEOUT_S).result()
+            except SchemaMismatchError as error:
+                self._refused = str(error)
+                log.error("a segment of decisions is set aside", extra={"error": str(error), "bytes": size})
+                segment.rename(segment.with_suffix(REFUSED))
+        else:
+            log.warning("a segment of decisions is gone", extra={"segment": segment.name, "bytes": size})
+        self._forget(segment, size)
+
     def _forget(self, segment: Path, size: int) -> None:
         segment.unlink(missing_ok=True)
         with self._lock:
@@ -187,16 +188,18 @@ class DecisionJournal:
             self._closed_segments.pop(0)
             self._backlog -= size
             self._lock.notify_all()
-        if segment.parent in self._adopted and not any(segment.parent.glob("*.journal")):
+        if segment.parent in self._adopted and not segments_of(segment.parent):
             self._let_go(segment.parent)
 
     def _adopt(self) -> None:
         """Segments of servers that are no more, oldest first."""
         for folder in sorted(self._root.iterdir()):
-            if folder.name.startswith(".") or not folder.is_dir() or (held := _hold(folder)) is None:
+            if folder.name.startswith(".") or not folder.is_dir() or (held := hold(folder)) is None:
                 continue
             self._adopted[folder] = held
-            found = [(path, path.stat().st_size) for path in sorted(folder.glob("*.journal"))]
+            for path in folder.glob(f"*{REFUSED}"):
+                path.rename(path.with_suffix(SEGMENT))
+            found = [(path, path.stat().st_size) for path in segments_of(folder)]
             self._closed_segments += found
             self._backlog += sum(size for _, size in found)
             if not found:
@@ -207,7 +210,7 @@ class DecisionJournal:
 
     def _let_go(self, folder: Path) -> None:
         """Remove a dead server's folder that is empty now."""
-        _remove(folder)
+        remove_folder(folder)
         os.close(self._adopted.pop(folder))
 
     # ------------------------------------------------------------ reading
@@ -245,7 +248,7 @@ class DecisionJournal:
             raise StoreUnavailableError("the writer of decisions has stopped; restart the server")
         if self._backlog >= self._max_bytes:
             raise StoreUnavailableError(f"the journal of decisions is full: {self._problem or 'its database is slow'}")
-        return {"backlog_bytes": self._backlog, "problem": self._problem}
+        return {"backlog_bytes": self._backlog, "problem": self._problem or self._refused}
 
     def close(self) -> None:
         """Write what waits, hand it over if the database answers, and stop; the next start takes over what is left."""
@@ -255,104 +258,9 @@ class DecisionJournal:
             self._writer.join(timeout=10)
             self._ship_now()
             self._ship.join(timeout=CLOSE_S)
-            if not any(self._own.glob("*.journal")):
-                _remove(self._own)
+            if not segments_of(self._own):
+                remove_folder(self._own)
             for held in (self._held, *self._adopted.values()):
                 os.close(held)
         self._shipper.close()
         self._log.close()
-
-
-class _Segment:
-    """A journal file that is being written."""
-
-    def __init__(self, folder: Path) -> None:
-        # Named by the time and a random part: the name is what tells in the database that it was stored.
-        self.path = folder / f"{time.time_ns():020d}-{secrets.token_hex(4)}.journal"
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        self.size = 0
-        self.torn = False
-        """Ends in half a frame, behind which nobody would read on."""
-
-    def append(self, data: bytes) -> None:
-        """Write and sync; what a full disk cut short is taken back, and where that fails too nothing may follow."""
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._file, view) :]
-            os.fdatasync(self._file)
-        except OSError:
-            self.torn = True
-            os.ftruncate(self._file, self.size)
-            os.lseek(self._file, self.size, os.SEEK_SET)
-            self.torn = False
-            raise
-        self.size += len(data)
-
-    def close(self) -> None:
-        os.close(self._file)
-
-
-def _framed(content: bytes) -> bytes:
-    return _FRAME.pack(len(content), zlib.crc32(content)) + content
-
-
-def read_segment(path: Path) -> Iterator[DecisionBatch]:
-    """Yield what was written to a segment; ends before a frame that a crash cut short.
-
-    Raises SchemaMismatchError for what another version has written: it must be neither lost nor misread.
-    """
-    data = path.read_bytes()
-    at = 0
-    while at + _FRAME.size <= len(data):
-        length, checksum = _FRAME.unpack_from(data, at)
-        content = data[at + _FRAME.size : at + _FRAME.size + length]
-        if len(content) < length or zlib.crc32(content) != checksum:
-            return
-        yield _batch_of(content, path)
-        at += _FRAME.size + length
-
-
-def _batch_of(content: bytes, path: Path) -> DecisionBatch:
-    try:
-        if content[:1] == _BATCH:
-            return DecisionBatch.from_bytes(content[1:])
-    except msgspec.DecodeError:
-        pass
-    raise SchemaMismatchError(
-        f"{path}: expected decisions that this version writes, got those of another (kind {content[:1]!r}); "
-        "start the version that wrote them once, or move the file elsewhere"
-    )
-
-
-def _hold(folder: Path) -> int | None:
-    """Hold the folder's lock until the descriptor is closed or this process ends.
-
-    None where another process does, or has just removed the folder.
-    """
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _own_folder(root: Path) -> tuple[Path, int]:
-    """Make a folder and return it with its lock; others see it only when it is held."""
-    name = secrets.token_hex(8)
-    hidden = root / f".{name}"
-    hidden.mkdir()
-    held = _hold(hidden)
-    assert held is not None, f"{hidden} is known to nobody else"
-    return hidden.rename(root / name), held
-
-
-def _remove(folder: Path) -> None:
-    (folder / "lock").unlink(missing_ok=True)
-    with suppress(OSError):  # another server has just come upon it: it removes the folder, or the next one does
-        folder.rmdir()

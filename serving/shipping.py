@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graph_features.settings import PlatformSettings
 from serving.decisions import DecisionLog, open_engine
-from serving.journal import read_segment
+from serving.segments import read_segment
 
 NICENESS = 5
 """Scoring comes first: shipping takes what the cores have left."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,8 +17,9 @@ from graph_features.errors import StoreUnavailableError
 from graph_features.settings import PlatformSettings
 from serving import journal
 from serving.decisions import DecisionLog, open_engine
-from serving.journal import DecisionJournal, read_segment
+from serving.journal import DecisionJournal
 from serving.pool import InlinePool
+from serving.segments import framed, read_segment
 from serving.shipping import DecisionShipper
 from tests.decisions import decided
 
@@ -65,7 +68,13 @@ Make = Callable[..., tuple[DecisionJournal, Shipper]]
 
 def frame(transaction_id: str) -> bytes:
     """As a server leaves it on disk."""
-    return journal._framed(b"B" + decided(transaction_id).to_bytes())
+    return framed(decided(transaction_id))
+
+
+def of_another_version(first: bytes, content: bytes) -> bytes:
+    """A whole frame, whose checksum is right."""
+    content = first + content
+    return struct.pack("<II", len(content), zlib.crc32(content)) + content
 
 
 def segments(folder: Path) -> list[Path]:
@@ -113,23 +122,28 @@ def test_closing_writes_what_waits(make: Make, tmp_path: Path) -> None:
         one.write(decided("late")).result(timeout=10)
 
 
-@pytest.mark.parametrize("content", [b"C" + decided("t").to_bytes(), b"B\x81\xa1a\x01"])  # {"a": 1}
-def test_what_another_version_wrote_is_kept(make: Make, tmp_path: Path, content: bytes) -> None:
-    """A segment that this version cannot read is neither stored nor removed, and /health says so; writes go on."""
+@pytest.mark.parametrize(("first", "content"), [(b"C", decided("t").to_bytes()), (b"B", b"\x81\xa1a\x01")])  # {"a": 1}
+def test_what_another_version_wrote_is_set_aside(make: Make, tmp_path: Path, first: bytes, content: bytes) -> None:
+    """A segment that this version cannot read must hold up nothing, be neither stored nor lost, and be told of."""
     dead = tmp_path / "decisions" / "dead"
     dead.mkdir(parents=True)
-    (dead / "00000000000000000001-ab.journal").write_bytes(frame("before") + journal._framed(content))
+    name, other = "00000000000000000001-ab", of_another_version(first, content)
+    (dead / f"{name}.journal").write_bytes(frame("before") + other)
+    (dead / "00000000000000000002-ab.journal").write_bytes(frame("behind"))
     one, _ = make()
-    deadline = time.monotonic() + 10
-    while not (problem := one.ping()["problem"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert "those of another" in problem
     one.write(decided("t1")).result(timeout=10)
-    segments(dead)[0].rename(tmp_path / "elsewhere")
-    assert len(one.find("t1")) == 1
-    assert one.find("before") == []
-    assert one.ping() == {"backlog_bytes": 0, "problem": ""}
+    assert [len(one.find(transaction)) for transaction in ("before", "behind", "t1")] == [0, 1, 1]
+    assert one.ping()["backlog_bytes"] == 0
+    assert "those of another" in one.ping()["problem"]
+    one.close()
+    assert (dead / f"{name}.refused").read_bytes() == frame("before") + other
+    # Who can read it finds it where it was.
+    (dead / f"{name}.refused").write_bytes(frame("before"))
+    following, _ = make()
+    assert len(following.find("before")) == 1
+    assert following.ping() == {"backlog_bytes": 0, "problem": ""}
+    following.close()
+    assert list((tmp_path / "decisions").iterdir()) == []
 
 
 def test_writes_go_on_while_the_database_is_away(make: Make) -> None:
