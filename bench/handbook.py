@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from bench.http_load import KEY
 from bench.replay import replay
 from bench.report import Figure, publish
 from bench.steps import Step, ringfence
@@ -44,7 +45,7 @@ def environment(home: Path, profile: str) -> dict[str, str]:
     # One MLflow for both stores, so that the live one serves the champion of the full one.
     tracking = f"sqlite:///{home.parent / 'mlflow.db'}"
     ours = {"RINGFENCE_HOME": str(home), "RINGFENCE_PROFILE": profile, "MLFLOW_TRACKING_URI": tracking}
-    return {**kept, **ours, "RINGFENCE_BASE_CURRENCY": "EUR"}
+    return {**kept, **ours, "RINGFENCE_BASE_CURRENCY": "EUR", "RINGFENCE_AUTH_ADMIN_KEY": KEY}
 
 
 def split(data: Path, folder: Path) -> tuple[list[str], list[str]]:
