@@ -8,7 +8,7 @@ benchmarks.
 from __future__ import annotations
 
 import json
-import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,7 +19,6 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-import psutil
 import pyarrow as pa
 
 from bench.features_data import Payments
@@ -105,7 +104,7 @@ def compute(piece: Piece) -> Done:
 
 
 class own_memory(threading.Thread):  # noqa: N801  a context manager, used as a function
-    """Samples what is this process's alone; mapped files are shared by all workers of a node."""
+    """Samples what this process holds for itself: files that it maps are every worker's, and can be dropped."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -121,9 +120,10 @@ class own_memory(threading.Thread):  # noqa: N801  a context manager, used as a 
         self.join()
 
     def run(self) -> None:
-        process = psutil.Process(os.getpid())
         while not self._done.wait(0.1):
-            self.mb = max(self.mb, process.memory_full_info().uss / MB)
+            held = re.search(r"^RssAnon:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+            assert held is not None, "Linux tells it since 4.5"
+            self.mb = max(self.mb, int(held[1]) * 1_024 / MB)
 
 
 @dataclass(frozen=True, kw_only=True)
