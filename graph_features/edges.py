@@ -114,26 +114,26 @@ class EdgeTable:
     ) -> EdgeTable:
         """Build from stored tables (see contracts); statuses and labels of absent transactions are left out."""
         transactions = in_time_order(transactions.select(STORED_TRANSACTION_SCHEMA.names))
-        sender_ids, receiver_ids = transactions["sender_id"], transactions["receiver_id"]
-        accounts = pc.unique(pa.chunked_array([*sender_ids.chunks, *receiver_ids.chunks], pa.string()))
-        accounts = accounts.take(pc.sort_indices(accounts))
-        countries = vocabulary(transactions["sender_country"], transactions["receiver_country"])
-        channels = vocabulary(transactions["channel"])
+        accounts, (sender, receiver) = in_words(transactions["sender_id"], transactions["receiver_id"])
+        countries, (sender_country, receiver_country) = in_words(
+            transactions["sender_country"], transactions["receiver_country"]
+        )
+        channels, (channel,) = in_words(transactions["channel"])
         tables = [transactions, *(table for table in (statuses, labels) if table is not None)]
         return cls(
             account_ids=accounts.to_numpy(zero_copy_only=False),
             ts_ms=_ms(transactions["event_timestamp"]),
-            sender=word_codes(sender_ids, accounts),
-            receiver=word_codes(receiver_ids, accounts),
+            sender=sender,
+            receiver=receiver,
             amount=transactions["amount_base"].to_numpy(),
-            channel=word_codes(transactions["channel"], channels),
+            channel=channel,
             channels=tuple(channels.to_pylist()),
-            sender_country=word_codes(transactions["sender_country"], countries),
-            receiver_country=word_codes(transactions["receiver_country"], countries),
+            sender_country=sender_country,
+            receiver_country=receiver_country,
             countries=tuple(countries.to_pylist()),
-            device=word_codes(transactions["device_id"], vocabulary(transactions["device_id"])),
-            card=word_codes(transactions["card_id"], vocabulary(transactions["card_id"])),
-            ip=word_codes(transactions["ip"], vocabulary(transactions["ip"])),
+            device=in_words(transactions["device_id"])[1][0],
+            card=in_words(transactions["card_id"])[1][0],
+            ip=in_words(transactions["ip"])[1][0],
             seq=transactions["seq"].to_numpy(),
             statuses=_changes(transactions["transaction_id"], statuses, "status_timestamp", status_codes),
             labels=_changes(transactions["transaction_id"], labels, "label_timestamp", label_codes),
@@ -164,6 +164,19 @@ def vocabulary(*columns: pa.ChunkedArray) -> pa.Array:
     return values.take(pc.sort_indices(values))
 
 
+def in_words(*columns: pa.ChunkedArray) -> tuple[pa.Array, list[Int32]]:
+    """Return `vocabulary` of string columns and the `word_codes` of each, with every string looked at once."""
+    chunks = [chunk for column in columns for chunk in column.chunks]
+    encoded = pa.chunked_array(chunks, pa.string()).dictionary_encode().unify_dictionaries()
+    words = encoded.chunk(0).dictionary if encoded.num_chunks else pa.array([], pa.string())
+    order = pc.sort_indices(words).to_numpy()
+    place = np.full(len(order) + 1, -1, np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    found = [place[pc.fill_null(chunk.indices, -1).to_numpy()] for chunk in encoded.chunks]
+    codes = np.concatenate([np.empty(0, np.int32), *found])
+    return words.take(pa.array(order)), np.split(codes, np.cumsum([len(column) for column in columns])[:-1])
+
+
 def word_codes(column: pa.ChunkedArray, words: pa.Array) -> Int32:
     """Return the position of each string among `words`, -1 where it is null or not there."""
     return pc.fill_null(pc.index_in(column, value_set=words), -1).to_numpy()  # type: ignore[no-any-return]
@@ -185,11 +198,10 @@ def _changes(transaction_ids: pa.ChunkedArray, table: pa.Table | None, time: str
     if table is None or table.num_rows == 0 or len(transaction_ids) == 0:
         none = np.empty(0, np.int64)
         return Changes(edge=none, ts_ms=none, value=np.empty(0, np.int8), seq=none)
-    table = table.sort_by([(time, "ascending"), ("seq", "ascending")])
     edge = pc.index_in(table["transaction_id"], value_set=transaction_ids.combine_chunks())
-    known = edge.is_valid()
-    table, edge = table.filter(known), edge.filter(known)
+    table = table.append_column("edge", edge).filter(edge.is_valid())
+    table = table.sort_by([(time, "ascending"), ("seq", "ascending")])
     value = codes(table)  # type: ignore[operator]
     return Changes(
-        edge=edge.to_numpy().astype(np.int64), ts_ms=_ms(table[time]), value=value, seq=table["seq"].to_numpy()
+        edge=table["edge"].to_numpy().astype(np.int64), ts_ms=_ms(table[time]), value=value, seq=table["seq"].to_numpy()
     )

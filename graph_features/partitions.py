@@ -19,16 +19,15 @@ from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from graph_features.contracts import STORED_TRANSACTION_SCHEMA
 from graph_features.edge_files import load_edges, save_edges
-from graph_features.edges import EdgeTable, Int64
+from graph_features.edges import EdgeTable, Int64, in_words
 from graph_features.errors import StoreUnavailableError
 from graph_features.sources.base import Records, RecordStore
 from graph_features.sources.filelock import file_lock
 from graph_features.sources.records import LABELS, STATUSES, TRANSACTIONS, RecordKind
-from graph_features.standing_files import PartitionStandings, partition_of, save_standings
+from graph_features.standing_files import PartitionStandings, partitions_of, save_standings
 
 BATCH_ROWS: Final = 500_000
 PREPARE_WAIT_S: Final = 3_600.0
@@ -93,8 +92,7 @@ class PartitionedEdges:
 
 def own_accounts(edges: EdgeTable, partition: int, partitions: int) -> Int64:
     """Return the codes of a partition's own accounts among those in its table."""
-    part_of = np.array([partition_of(account_id, partitions) for account_id in edges.account_ids], np.int64)
-    return np.flatnonzero(part_of == partition)
+    return np.flatnonzero(partitions_of(edges.account_ids, partitions) == partition)
 
 
 def _edges(folder: Path, partition: int) -> Path:
@@ -164,6 +162,5 @@ def _before(table: pa.Table, kind: RecordKind, before_ms: int) -> pa.Table:
 
 
 def _partitions_of(accounts: pa.ChunkedArray, partitions: int) -> Int64:
-    words = pc.unique(accounts)
-    part_of = np.array([partition_of(word, partitions) for word in words.to_pylist()], np.int64)
-    return np.asarray(part_of[pc.index_in(accounts, value_set=words).to_numpy()])
+    words, (code,) = in_words(accounts)
+    return partitions_of(words.to_pylist(), partitions)[code]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,9 @@ _PLACES = {"payments": ((0, 1), (2, 3)), "frauds": ((5,), (6,))}
 _FIRST_MS = 4
 
 
-def partition_of(account_id: str, partitions: int) -> int:
-    """Return the partition of an account: by a checksum of its id, so that new accounts move no old one."""
-    return zlib.crc32(account_id.encode()) % partitions
+def partitions_of(account_ids: Iterable[str], partitions: int) -> Int64:
+    """Return the partition of each account: by a checksum of its id, so that new accounts move no old one."""
+    return np.fromiter(map(zlib.crc32, map(str.encode, account_ids)), np.int64) % partitions
 
 
 def save_standings(edges: EdgeTable, own: Int64, folder: Path) -> None:
@@ -113,7 +113,7 @@ class PartitionStandings:
 
         Raises FeatureComputationError for accounts whose sums do not fit 64 bits.
         """
-        part_of = np.array([partition_of(one, len(self._parts)) for one in account_ids], np.int64)
+        part_of = partitions_of(account_ids, len(self._parts))
         out = np.empty((len(STANDING), len(account)), np.int64)
         for number in np.unique(part_of).tolist():
             here = np.flatnonzero(part_of == number)
